@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+# nibble_warnings(target): our own code compiles clean under all of these; generated code does not use it.
+function(nibble_warnings target)
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Werror)
+endfunction()
+
+# nibble_library(name SOURCES...): a static library under the house's warnings.
+function(nibble_library name)
+  add_library(${name} STATIC ${ARGN})
+  nibble_warnings(${name})
+endfunction()
+
+# nibble_test(name LABELS... SOURCES...): one GoogleTest binary; each of its cases is a ctest test.
+function(nibble_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LIBS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  nibble_warnings(${name})
+  target_link_libraries(${name} PRIVATE ${ARG_LIBS} GTest::gmock GTest::gtest_main Threads::Threads)
+  target_compile_definitions(${name} PRIVATE NIBBLE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  include(GoogleTest)
+  gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST PROPERTIES TIMEOUT ${ARG_TIMEOUT})
+endfunction()
