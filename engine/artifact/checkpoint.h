@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// Opens a model: a Hugging Face directory (plain or compressed-tensors), or a GGUF file.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/artifact/weight_source.h"
+
+namespace nibble {
+
+struct TensorInfo {
+  std::string name;
+  DType dtype;
+  std::vector<int64_t> shape;
+  int64_t bytes;
+};
+
+// An opened model. Files are mapped, so opening costs no memory; every name, type, shape and offset
+// in them has been checked against the file's size before the open succeeds. Thread-safe. Weight()
+// views point into the mapping, except for GGUF block formats, which are dequantized to f32 on
+// first use and kept.
+class Checkpoint : public WeightSource {
+ public:
+  // InvalidArgument or NotFound with a message that names file, field, value and what is allowed.
+  static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& path);
+
+  // The contents of config.json; for GGUF the equivalent built from its metadata.
+  virtual const nlohmann::json& config() const = 0;
+  // Every stored tensor under its name in the file.
+  virtual std::vector<TensorInfo> tensors() const = 0;
+  // The files that make up the weights, for digests: paths relative to the directory, sorted.
+  virtual std::vector<std::string> files() const = 0;
+  virtual const std::string& path() const = 0;
+  // Drops clean mapped pages of a module from memory (after it was used), so that a walk over the
+  // model stays small.
+  virtual void Release(std::string_view module) const = 0;
+};
+
+}  // namespace nibble

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+// A device that runs a decoder. One abstract class; the CPU and the CUDA backend implement it, the
+// forward pass is written once above it.
+//
+// Launches are ordered per Backend and may be asynchronous: results in backend memory are visible
+// to later operations at once, to the host after Sync(). No operation allocates, reads back or
+// synchronises. Shapes were checked by the caller. A Backend is driven by one thread at a time;
+// several backends may be driven by several threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/ops.h"
+#include "kernels/scheme.h"
+
+namespace nibble {
+
+// exact: activations are not quantized (except where the scheme says so), weights are code * scale
+// in f32, f32
+//        accumulation: the oracle, used for calibration and for comparisons between engines and
+//        devices.
+// fast:  a low-bit product may quantize its activations to int8 per group of the weight; stated in
+// reports and benchmarks.
+enum class Mode : uint8_t { kExact, kFast };
+
+// Memory of a backend, zeroed. Freed with the handle, which must not outlive its Backend.
+class Buffer {
+ public:
+  virtual ~Buffer() = default;
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ protected:
+  Buffer(void* data, size_t bytes) : data_(data), bytes_(bytes) {}
+  void* data_;
+  size_t bytes_;
+};
+
+// The linears that read one input (q/k/v; gate/up; or a single one), repacked for the device.
+class PreparedLinear {
+ public:
+  virtual ~PreparedLinear() = default;
+  // The formats in which the input must arrive, in the order of LinearArgs::in.
+  virtual std::span<const ActFormat> input_formats() const = 0;
+  virtual size_t resident_bytes() const = 0;
+};
+
+// A token embedding table, repacked for the device.
+class PreparedEmbedding {
+ public:
+  virtual ~PreparedEmbedding() = default;
+  virtual size_t resident_bytes() const = 0;
+};
+
+// One to kMaxGroupWeights weights with equal `cols`; schemes may differ. Views need only live
+// during Prepare.
+struct LinearGroup {
+  std::vector<WeightView> weights;
+  std::vector<const float*> biases;  // per weight: (rows) f32 host memory or nullptr; may be empty
+};
+
+struct Ceilings {
+  double read_gb_per_s = 0;  // memory read bandwidth, all threads
+  double int8_gops = 0;      // int8 multiply-adds counted as two operations
+  double bf16_gflops = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // One line for people: "cpu (avx512-vnni-bf16, 2 threads)".
+  virtual std::string Description() const = 0;
+  // The instruction tier that results depend on, recorded in artifacts: "cpu/avx512".
+  virtual std::string Tier() const = 0;
+
+  // The type of Floats: kF32 on the CPU, kBF16 on CUDA.
+  virtual DType activation_type() const = 0;
+
+  // ResourceExhausted when the device has no `bytes` left.
+  virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(size_t bytes) = 0;
+  virtual void Upload(void* device, const void* host, size_t bytes) = 0;
+  virtual void Download(void* host, const void* device, size_t bytes) = 0;  // valid after Sync()
+
+  // Unimplemented, naming device, scheme and mode, if there is no kernel; ResourceExhausted if
+  // memory is short.
+  virtual absl::StatusOr<std::unique_ptr<PreparedLinear>> Prepare(const LinearGroup& group,
+                                                                  Mode mode) = 0;
+  virtual absl::StatusOr<std::unique_ptr<PreparedEmbedding>> PrepareEmbedding(
+      const WeightView& table) = 0;
+
+  // The pool's memory; `pool` receives its description. num_blocks >= 1.
+  virtual absl::StatusOr<std::unique_ptr<Buffer>> AllocateKv(const KvSpec& spec, int32_t num_blocks,
+                                                             KvPool* pool) = 0;
+  // Copies whole blocks inside the pool, all layers (prefix sharing, forks).
+  virtual void CopyKvBlock(const KvPool& pool, int32_t from, int32_t to) = 0;
+
+  virtual void Embed(const EmbedArgs& args) = 0;
+  virtual void RmsNorm(const RmsNormArgs& args) = 0;
+  virtual void Linear(const LinearArgs& args) = 0;
+  virtual void RopeAppend(const RopeAppendArgs& args) = 0;
+  virtual void Attention(const AttentionArgs& args) = 0;
+  virtual void GatedActivation(const GatedActivationArgs& args) = 0;
+  virtual void AccumulateHessian(const HessianArgs& args) = 0;
+  virtual void Sample(const SampleArgs& args) = 0;
+
+  // Waits for everything launched; the one place where device errors surface.
+  virtual absl::Status Sync() = 0;
+
+  // Measures the device's ceilings now (about a second).
+  virtual Ceilings MeasureCeilings() = 0;
+};
+
+// Settings of the CPU backend.
+struct CpuOptions {
+  int threads = 0;   // 0 = the number of CPUs this process may run on; otherwise 1..256
+  std::string tier;  // "" = the best this CPU has; "scalar", "avx2", "avx512"
+};
+absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& options);
+
+}  // namespace nibble

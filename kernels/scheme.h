@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+// The weight formats, and every fact that follows from them.
+//
+// A Scheme says what is *stored* for one linear layer and what its matrix product *consumes*.
+// Nothing else in the project decides the name, type or shape of a stored tensor: the quantizer
+// allocates from StoredTensors(), the writer loops over it, the reader checks against it, and the
+// backend receives exactly those views. To add a format, add a row.
+//
+// A weight W has shape [rows = output features, cols = input features], row-major.
+// Integer formats: W[n][k] ~= (q[n][k] - z[n][k / group]) * s[n][k / group], with q and z signed,
+// -2^(b-1) <= q, z <= 2^(b-1) - 1. The last group of a row may be short.
+// The stored layout is that of compressed-tensors (docs/artifact.md): codes biased to unsigned and
+// packed LSB-first into int32 words along the input axis, zero points packed along the output axis.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string_view>
+
+#include "kernels/dtype.h"
+
+namespace nibble {
+
+inline constexpr int64_t kWholeRow = -1;
+
+// How codes lie on disk and in the views that a backend receives.
+enum class Container : uint8_t {
+  kPlain,   // "weight", in the code type itself (f32, f16, bf16)
+  kPacked,  // "weight_packed": code + 2^(bits-1) as an LSB-first bit stream of int32 words, per row
+  kBytes,   // "weight": one int8 per code
+};
+
+// What the matrix product consumes.
+enum class Activation : uint8_t {
+  kFloat,         // the activation as it is (weight-only schemes)
+  kInt8PerToken,  // int8, symmetric, one dynamic scale per token
+};
+
+struct Scheme {
+  std::string_view name;  // Public and stored in artifacts: never rename.
+  DType code;             // Type of one stored weight.
+  Container container;
+  int64_t group;  // Input features that share one scale: kWholeRow or a count.
+  DType scale;    // Type of one scale; kNone = not quantized.
+  DType zero;     // Type of one zero point; kNone = symmetric (zero point 0).
+  Activation activation;
+
+  constexpr bool quantized() const { return scale != DType::kNone; }
+  constexpr bool symmetric() const { return zero == DType::kNone; }
+  constexpr int bits() const { return BitsOf(code); }
+  constexpr int code_min() const { return -(1 << (bits() - 1)); }
+  constexpr int code_max() const { return (1 << (bits() - 1)) - 1; }
+  // Number of scales in one row of `cols` input features.
+  constexpr int64_t GroupsPerRow(int64_t cols) const {
+    return group == kWholeRow ? 1 : (cols + group - 1) / group;
+  }
+  // Width of a full group in a row of `cols` input features.
+  constexpr int64_t GroupWidth(int64_t cols) const { return group == kWholeRow ? cols : group; }
+};
+
+// clang-format off
+inline constexpr Scheme kSchemes[] = {
+    // name             code          container            group      scale         zero          activation
+    {"f32",            DType::kF32,  Container::kPlain,  kWholeRow, DType::kNone, DType::kNone, Activation::kFloat},
+    {"f16",            DType::kF16,  Container::kPlain,  kWholeRow, DType::kNone, DType::kNone, Activation::kFloat},
+    {"bf16",           DType::kBF16, Container::kPlain,  kWholeRow, DType::kNone, DType::kNone, Activation::kFloat},
+    {"int8",           DType::kI8,   Container::kPacked, kWholeRow, DType::kBF16, DType::kNone, Activation::kFloat},
+    {"int8-g128",      DType::kI8,   Container::kPacked, 128,       DType::kBF16, DType::kNone, Activation::kFloat},
+    {"int8-g64",       DType::kI8,   Container::kPacked, 64,        DType::kBF16, DType::kNone, Activation::kFloat},
+    {"int8-g32",       DType::kI8,   Container::kPacked, 32,        DType::kBF16, DType::kNone, Activation::kFloat},
+    {"int4-g128",      DType::kI4,   Container::kPacked, 128,       DType::kBF16, DType::kNone, Activation::kFloat},
+    {"int4-g64",       DType::kI4,   Container::kPacked, 64,        DType::kBF16, DType::kNone, Activation::kFloat},
+    {"int4-g32",       DType::kI4,   Container::kPacked, 32,        DType::kBF16, DType::kNone, Activation::kFloat},
+    {"int4-g128-asym", DType::kI4,   Container::kPacked, 128,       DType::kBF16, DType::kI4,   Activation::kFloat},
+    {"int4-g64-asym",  DType::kI4,   Container::kPacked, 64,        DType::kBF16, DType::kI4,   Activation::kFloat},
+    {"int4-g32-asym",  DType::kI4,   Container::kPacked, 32,        DType::kBF16, DType::kI4,   Activation::kFloat},
+    {"w8a8",           DType::kI8,   Container::kBytes,  kWholeRow, DType::kBF16, DType::kNone, Activation::kInt8PerToken},
+};
+// clang-format on
+
+// The scheme of that name, or nullptr. The pointer is valid for the life of the program and
+// identifies the scheme: rows may be compared by address.
+constexpr const Scheme* FindScheme(std::string_view name) {
+  for (const Scheme& scheme : kSchemes) {
+    if (scheme.name == name) return &scheme;
+  }
+  return nullptr;
+}
+
+// The unquantized scheme that stores `type`, or nullptr.
+constexpr const Scheme* PlainScheme(DType type) {
+  for (const Scheme& scheme : kSchemes) {
+    if (!scheme.quantized() && scheme.code == type) return &scheme;
+  }
+  return nullptr;
+}
+
+// What a stored tensor holds; also its index in StoredTensorList::items and WeightView::tensors.
+enum class Part : uint8_t { kCodes = 0, kScales = 1, kZeros = 2, kShape = 3 };
+inline constexpr int kMaxStoredTensors = 4;
+
+struct StoredTensor {
+  Part part;
+  std::string_view
+      suffix;  // Appended to the module name: "model.layers.0.mlp.up_proj" + ".weight_scale".
+  DType dtype;
+  int rank;                      // 1 or 2
+  std::array<int64_t, 2> shape;  // shape[1] is 1 where rank is 1
+
+  constexpr int64_t elements() const { return shape[0] * shape[1]; }
+  constexpr int64_t bytes() const { return elements() * static_cast<int64_t>(BytesOf(dtype)); }
+};
+
+struct StoredTensorList {
+  int count = 0;
+  std::array<StoredTensor, kMaxStoredTensors> items{};
+
+  constexpr const StoredTensor* begin() const { return items.data(); }
+  constexpr const StoredTensor* end() const { return items.data() + count; }
+  constexpr int64_t bytes() const {
+    int64_t sum = 0;
+    for (const StoredTensor& tensor : *this) sum += tensor.bytes();
+    return sum;
+  }
+};
+
+// The tensors that hold a [rows, cols] weight in `scheme`. rows, cols >= 1 and rows * cols < 2^62.
+constexpr StoredTensorList StoredTensors(const Scheme& scheme, int64_t rows, int64_t cols) {
+  StoredTensorList list;
+  auto add = [&list](Part part, std::string_view suffix, DType dtype, int rank, int64_t n,
+                     int64_t k) {
+    list.items[static_cast<size_t>(list.count++)] = StoredTensor{part, suffix, dtype, rank, {n, k}};
+  };
+  const int64_t bits = scheme.bits();
+  switch (scheme.container) {
+    case Container::kPlain:
+      add(Part::kCodes, ".weight", scheme.code, 2, rows, cols);
+      break;
+    case Container::kBytes:
+      add(Part::kCodes, ".weight", DType::kI8, 2, rows, cols);
+      break;
+    case Container::kPacked:
+      add(Part::kCodes, ".weight_packed", DType::kI32, 2, rows, (cols * bits + 31) / 32);
+      break;
+  }
+  if (scheme.quantized()) {
+    add(Part::kScales, ".weight_scale", scheme.scale, 2, rows, scheme.GroupsPerRow(cols));
+  }
+  if (!scheme.symmetric()) {
+    add(Part::kZeros, ".weight_zero_point", DType::kI32, 2, (rows * BitsOf(scheme.zero) + 31) / 32,
+        scheme.GroupsPerRow(cols));
+  }
+  if (scheme.container == Container::kPacked) {
+    add(Part::kShape, ".weight_shape", DType::kI64, 1, 2, 1);
+  }
+  return list;
+}
+
+// One weight as a backend, an algorithm or the writer sees it: pointers to the stored tensors, in
+// the layout that StoredTensors() declares. Does not own; the pointers must outlive the use
+// (Backend::Prepare copies).
+struct WeightView {
+  const Scheme* scheme = nullptr;
+  int64_t rows = 0;              // output features
+  int64_t cols = 0;              // input features
+  const void* codes = nullptr;   // Part::kCodes
+  const void* scales = nullptr;  // Part::kScales, nullptr if not quantized
+  const void* zeros = nullptr;   // Part::kZeros, nullptr if symmetric
+};
+
+namespace scheme_internal {
+constexpr bool NamesAreUnique() {
+  for (const Scheme& a : kSchemes) {
+    for (const Scheme& b : kSchemes) {
+      if (&a != &b && a.name == b.name) return false;
+    }
+  }
+  return true;
+}
+}  // namespace scheme_internal
+static_assert(scheme_internal::NamesAreUnique());
+static_assert(StoredTensors(*FindScheme("int4-g128"), 4096, 4096).items[0].shape[1] == 512);
+static_assert(StoredTensors(*FindScheme("int4-g128"), 4096, 4096).items[1].shape[1] == 32);
+static_assert(StoredTensors(*FindScheme("int4-g32-asym"), 20, 64).items[2].shape[0] == 3);
+static_assert(StoredTensors(*FindScheme("bf16"), 3, 5).bytes() == 30);
+
+}  // namespace nibble
