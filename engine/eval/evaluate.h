@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Perplexity, and how far one model's predictions are from another's.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/eval/documents.h"
+#include "engine/model/decoder.h"
+
+namespace nibble {
+
+struct DocumentScore {
+  double nll = 0;           // summed over predictions, nats
+  double kl = 0;            // summed KL(reference || model), nats; 0 without a reference
+  int64_t same_top = 0;     // predictions whose most probable token agrees with the reference's
+  int64_t predictions = 0;  // every token after the first of a window
+};
+
+struct Evaluation {
+  std::vector<DocumentScore> documents;
+  int64_t predictions() const;
+  double nll() const;         // nats per predicted token
+  double perplexity() const;  // exp(nll)
+  double kl() const;          // nats per predicted token
+  double same_top() const;    // fraction
+};
+
+struct EvaluateOptions {
+  int64_t max_tokens = 0;  // stop after this many predictions; 0 = all
+  int32_t window =
+      0;  // tokens seen at once; longer documents are cut into consecutive windows, each restarted
+          // with the document's first token; 0 = the model's max_context
+  std::function<absl::Status()>
+      keep_going;  // checked between windows; an error ends the evaluation with it
+};
+
+// Scores `documents` with `model`; with `reference` also compares with it (same vocabulary). Sums
+// in document order, in double.
+absl::StatusOr<Evaluation> Evaluate(Decoder& model, Decoder* reference,
+                                    const std::vector<Document>& documents, const KvFormat& kv,
+                                    const EvaluateOptions& options);
+
+}  // namespace nibble
