@@ -52,7 +52,7 @@ struct PipelineSpec {
 struct PipelineCheckpoint {
   int32_t blocks_done = 0;  // blocks [0, blocks_done) are final
   std::vector<std::string>
-      files;  // names relative to work_dir, written once, already synced (file, then directory)
+      files;  // names relative to checkpoint_dir, written once beneath work_dir, already synced
   std::vector<std::string> sha256;  // hex, per file
 };
 
