@@ -29,10 +29,13 @@ struct Evaluation {
 };
 
 struct EvaluateOptions {
-  int64_t max_tokens = 0;  // stop after this many predictions; 0 = all
+  int64_t max_tokens = 0;  // cut every document to this many tokens, BOS included (`nibble eval
+                           // --max-tokens`); 0 = whole
+  int64_t max_predictions = 0;  // stop after the document that reaches this many; 0 = all documents
   int32_t window =
       0;  // tokens seen at once; longer documents are cut into consecutive windows, each restarted
-          // with the document's first token; 0 = the model's max_context
+          // with the document's first token if that is the BOS; 0 = the model's max_context
+  int32_t bos_id = -1;  // -1: windows are not restarted with a BOS
   std::function<absl::Status()>
       keep_going;  // checked between windows; an error ends the evaluation with it
 };
