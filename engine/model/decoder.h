@@ -48,10 +48,10 @@ class Workspace {
   float* residual() const;  // (max_rows, hidden) f32: input and output of blocks
   Floats delta() const;     // (max_rows, hidden): what the next norm adds to the residual
 
+  struct Impl;  // engine/model/workspace.h
+  const Impl& impl() const { return *impl_; }
+
  private:
-  friend class DecoderBlock;
-  friend class Decoder;
-  struct Impl;
   Workspace(std::unique_ptr<Impl> impl, int64_t max_rows);
   std::unique_ptr<Impl> impl_;
   int64_t max_rows_;
