@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/eval/documents.h"
+
+#include <algorithm>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string_view>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
+namespace nibble {
+namespace {
+
+using nlohmann::json;
+
+absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes) {
+  std::ifstream file(path, std::ios::binary | std::ios::ate);
+  if (!file) return absl::NotFoundError(absl::StrCat("cannot read ", path));
+  const int64_t size = static_cast<int64_t>(file.tellg());
+  if (size < 0 || size > max_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " has ", size, " bytes; at most ", max_bytes, " are read"));
+  }
+  std::string bytes(static_cast<size_t>(size), '\0');
+  file.seekg(0);
+  file.read(bytes.data(), size);
+  if (!file) return absl::InternalError(absl::StrCat("cannot read ", path));
+  return bytes;
+}
+
+absl::Status BadLine(const std::string& path, size_t line, absl::string_view what) {
+  return absl::InvalidArgumentError(absl::StrCat(path, ", line ", line, ": ", what));
+}
+
+absl::StatusOr<Document> FromIds(const json& ids, const Tokenizer& tokenizer) {
+  Document document;
+  document.reserve(ids.size());
+  for (const json& id : ids) {
+    if (!id.is_number_integer())
+      return absl::InvalidArgumentError("\"ids\" holds something that is not an integer");
+    const int64_t value = id.get<int64_t>();
+    if (value < 0 || value >= tokenizer.vocab_size()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("\"ids\" holds ", value, "; allowed are 0..", tokenizer.vocab_size() - 1));
+    }
+    document.push_back(static_cast<int32_t>(value));
+  }
+  const std::optional<int32_t> bos = tokenizer.bos_id();
+  if (tokenizer.add_bos() && bos.has_value() && (document.empty() || document[0] != *bos)) {
+    document.insert(document.begin(), *bos);
+  }
+  return document;
+}
+
+absl::StatusOr<Document> FromObject(const json& object, const Tokenizer& tokenizer) {
+  if (!object.is_object()) return absl::InvalidArgumentError("not a JSON object");
+  if (auto text = object.find("text"); text != object.end()) {
+    if (!text->is_string()) return absl::InvalidArgumentError("\"text\" is not a string");
+    return tokenizer.Encode(text->get_ref<const std::string&>());
+  }
+  if (auto ids = object.find("ids"); ids != object.end()) {
+    if (!ids->is_array()) return absl::InvalidArgumentError("\"ids\" is not an array");
+    return FromIds(*ids, tokenizer);
+  }
+  return absl::InvalidArgumentError(
+      "there is none of the fields \"text\", \"messages\" and \"ids\"");
+}
+
+absl::StatusOr<std::vector<Document>> FromLines(const std::string& path, std::string_view bytes,
+                                                const Tokenizer& tokenizer) {
+  std::vector<Document> documents;
+  size_t line_number = 0;
+  while (!bytes.empty()) {
+    const size_t end = std::min(bytes.find('\n'), bytes.size());
+    const std::string_view line = bytes.substr(0, end);
+    bytes.remove_prefix(std::min(end + 1, bytes.size()));
+    ++line_number;
+    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+    const json object = json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (object.is_discarded()) return BadLine(path, line_number, "not valid JSON");
+    auto document = FromObject(object, tokenizer);
+    if (!document.ok()) return BadLine(path, line_number, document.status().message());
+    documents.push_back(*std::move(document));
+  }
+  return documents;
+}
+
+absl::StatusOr<std::vector<Document>> FromArray(const std::string& path, std::string_view bytes,
+                                                const Tokenizer& tokenizer) {
+  const json array = json::parse(bytes, nullptr, /*allow_exceptions=*/false);
+  if (array.is_discarded())
+    return absl::InvalidArgumentError(absl::StrCat(path, ": not valid JSON"));
+  if (!array.is_array()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": a .json file holds an array of strings"));
+  }
+  std::vector<Document> documents;
+  for (size_t i = 0; i < array.size(); ++i) {
+    if (!array[i].is_string()) {
+      return absl::InvalidArgumentError(absl::StrCat(path, ": element ", i, " is not a string"));
+    }
+    documents.push_back(tokenizer.Encode(array[i].get_ref<const std::string&>()));
+  }
+  return documents;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<Document>> ReadDocuments(const std::string& path,
+                                                    const Tokenizer& tokenizer, int64_t max_bytes) {
+  auto bytes = ReadFile(path, max_bytes);
+  if (!bytes.ok()) return bytes.status();
+  absl::StatusOr<std::vector<Document>> documents;
+  if (absl::EndsWith(path, ".jsonl")) {
+    documents = FromLines(path, *bytes, tokenizer);
+  } else if (absl::EndsWith(path, ".json")) {
+    documents = FromArray(path, *bytes, tokenizer);
+  } else {
+    documents = std::vector<Document>{tokenizer.Encode(*bytes)};
+  }
+  if (documents.ok() && documents->empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(path, " holds no document"));
+  }
+  return documents;
+}
+
+absl::StatusOr<std::vector<Document>> CalibrationSamples(const std::vector<Document>& documents,
+                                                         const Tokenizer& tokenizer,
+                                                         int32_t samples, int32_t length) {
+  const bool bos = tokenizer.add_bos() && tokenizer.bos_id().has_value();
+  std::vector<Document> result;
+  Document sample;
+  auto begin_sample = [&] {
+    sample.clear();
+    if (bos) sample.push_back(*tokenizer.bos_id());
+  };
+  begin_sample();
+  for (const Document& document : documents) {
+    for (size_t i = bos && !document.empty() && document[0] == *tokenizer.bos_id() ? 1 : 0;
+         i < document.size(); ++i) {
+      sample.push_back(document[i]);
+      if (static_cast<int32_t>(sample.size()) < length) continue;
+      result.push_back(sample);
+      if (static_cast<int32_t>(result.size()) == samples) return result;
+      begin_sample();
+    }
+  }
+  if (result.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("the calibration text has ", sample.size(),
+                                                   " tokens; one sample needs ", length));
+  }
+  return result;
+}
+
+}  // namespace nibble
