@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/quant/matrix.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <thread>
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kTileRows = 6;
+constexpr int64_t kTileCols = 32;
+constexpr int64_t kDepth = 256;  // terms of one partial sum
+
+// Sixteen floats; the compiler maps them to whatever registers the target has.
+typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
+
+// R rows of C (R, 32) += sign * A (R, k) * packed B (k, 32).
+template <int R>
+[[gnu::always_inline]] inline void Tile(float sign, const float* a, int64_t lda,
+                                        const float* packed, int64_t k, float* c, int64_t ldc) {
+  Vec acc[R][2] = {};
+  for (int64_t t = 0; t < k; ++t) {
+    const Vec b0 = *reinterpret_cast<const Vec*>(packed + t * kTileCols);
+    const Vec b1 = *reinterpret_cast<const Vec*>(packed + t * kTileCols + 16);
+    for (int r = 0; r < R; ++r) {
+      const float x = a[r * lda + t];
+      acc[r][0] += x * b0;
+      acc[r][1] += x * b1;
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    Vec* out = reinterpret_cast<Vec*>(c + r * ldc);
+    out[0] += sign * acc[r][0];
+    out[1] += sign * acc[r][1];
+  }
+}
+
+[[gnu::always_inline]] inline void Rows(int64_t rows, float sign, const float* a, int64_t lda,
+                                        const float* packed, int64_t k, float* c, int64_t ldc) {
+  switch (rows) {
+    case 6:
+      return Tile<6>(sign, a, lda, packed, k, c, ldc);
+    case 5:
+      return Tile<5>(sign, a, lda, packed, k, c, ldc);
+    case 4:
+      return Tile<4>(sign, a, lda, packed, k, c, ldc);
+    case 3:
+      return Tile<3>(sign, a, lda, packed, k, c, ldc);
+    case 2:
+      return Tile<2>(sign, a, lda, packed, k, c, ldc);
+    default:
+      return Tile<1>(sign, a, lda, packed, k, c, ldc);
+  }
+}
+
+[[gnu::always_inline]] inline void MultiplyAddBody(float sign, const float* a, int64_t lda,
+                                                   const float* b, int64_t ldb, int64_t m,
+                                                   int64_t k, int64_t n, float* c, int64_t ldc) {
+  alignas(64) float packed[kDepth * kTileCols];
+  alignas(64) float edge[kTileRows * kTileCols];
+  for (int64_t j = 0; j < n; j += kTileCols) {
+    const int64_t width = std::min(kTileCols, n - j);
+    for (int64_t t = 0; t < k; t += kDepth) {
+      const int64_t depth = std::min(kDepth, k - t);
+      for (int64_t p = 0; p < depth; ++p) {
+        float* to = packed + p * kTileCols;
+        std::memcpy(to, b + (t + p) * ldb + j, static_cast<size_t>(width) * sizeof(float));
+        std::fill(to + width, to + kTileCols, 0.0f);
+      }
+      for (int64_t i = 0; i < m; i += kTileRows) {
+        const int64_t rows = std::min(kTileRows, m - i);
+        const float* from = a + i * lda + t;
+        if (width == kTileCols) {
+          Rows(rows, sign, from, lda, packed, depth, c + i * ldc + j, ldc);
+          continue;
+        }
+        const size_t bytes = static_cast<size_t>(width) * sizeof(float);
+        for (int64_t r = 0; r < rows; ++r) {
+          std::memcpy(edge + r * kTileCols, c + (i + r) * ldc + j, bytes);
+        }
+        Rows(rows, sign, from, lda, packed, depth, edge, kTileCols);
+        for (int64_t r = 0; r < rows; ++r) {
+          std::memcpy(c + (i + r) * ldc + j, edge + r * kTileCols, bytes);
+        }
+      }
+    }
+  }
+}
+
+using MultiplyAddFn = void (*)(float, const float*, int64_t, const float*, int64_t, int64_t,
+                               int64_t, int64_t, float*, int64_t);
+
+void MultiplyAddPlain(float sign, const float* a, int64_t lda, const float* b, int64_t ldb,
+                      int64_t m, int64_t k, int64_t n, float* c, int64_t ldc) {
+  MultiplyAddBody(sign, a, lda, b, ldb, m, k, n, c, ldc);
+}
+
+#if defined(__x86_64__)
+// The same arithmetic in wider registers: no fused multiply-add, so the same bits.
+__attribute__((target("avx2"))) void MultiplyAddAvx2(float sign, const float* a, int64_t lda,
+                                                     const float* b, int64_t ldb, int64_t m,
+                                                     int64_t k, int64_t n, float* c, int64_t ldc) {
+  MultiplyAddBody(sign, a, lda, b, ldb, m, k, n, c, ldc);
+}
+__attribute__((target("avx512f"))) void MultiplyAddAvx512(float sign, const float* a, int64_t lda,
+                                                          const float* b, int64_t ldb, int64_t m,
+                                                          int64_t k, int64_t n, float* c,
+                                                          int64_t ldc) {
+  MultiplyAddBody(sign, a, lda, b, ldb, m, k, n, c, ldc);
+}
+MultiplyAddFn PickMultiplyAdd() {
+  if (__builtin_cpu_supports("avx512f")) return MultiplyAddAvx512;
+  if (__builtin_cpu_supports("avx2")) return MultiplyAddAvx2;
+  return MultiplyAddPlain;
+}
+#else
+MultiplyAddFn PickMultiplyAdd() { return MultiplyAddPlain; }
+#endif
+
+}  // namespace
+
+int AvailableThreads() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
+  return std::max(1, CPU_COUNT(&set));
+}
+
+void ParallelFor(int threads, int64_t count, const std::function<void(int64_t)>& body) {
+  const int64_t workers = std::min<int64_t>(threads, count);
+  if (workers <= 1) {
+    for (int64_t i = 0; i < count; ++i) body(i);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  auto work = [&next, &body, count] {
+    for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) body(i);
+  };
+  std::vector<std::thread> pool;
+  pool.reserve(static_cast<size_t>(workers - 1));
+  for (int64_t t = 1; t < workers; ++t) pool.emplace_back(work);
+  work();
+  for (std::thread& thread : pool) thread.join();
+}
+
+void MultiplyAdd(float sign, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t m,
+                 int64_t k, int64_t n, float* c, int64_t ldc) {
+  static const MultiplyAddFn run = PickMultiplyAdd();
+  run(sign, a, lda, b, ldb, m, k, n, c, ldc);
+}
+
+std::vector<double> QuadraticForm(const Matrix& d, const float* h, int64_t ldh, int threads) {
+  constexpr int64_t kRows = 48;
+  std::vector<double> result(static_cast<size_t>(d.rows));
+  ParallelFor(threads, (d.rows + kRows - 1) / kRows, [&](int64_t tile) {
+    const int64_t first = tile * kRows;
+    const int64_t rows = std::min(kRows, d.rows - first);
+    Matrix product(rows, d.cols);
+    MultiplyAdd(1.0f, d.row(first), d.cols, h, ldh, rows, d.cols, d.cols, product.row(0), d.cols);
+    for (int64_t r = 0; r < rows; ++r) {
+      double sum = 0;
+      for (int64_t j = 0; j < d.cols; ++j) {
+        sum += static_cast<double>(product.at(r, j)) * static_cast<double>(d.at(first + r, j));
+      }
+      result[static_cast<size_t>(first + r)] = sum;
+    }
+  });
+  return result;
+}
+
+}  // namespace nibble

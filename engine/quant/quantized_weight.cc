@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/quant/quantized_weight.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/check.h"
+#include "kernels/codec.h"
+
+namespace nibble {
+namespace {
+
+void StoreFloat(void* to, DType type, int64_t i, float value) {
+  switch (type) {
+    case DType::kF16:
+      static_cast<uint16_t*>(to)[i] = F32ToF16(value);
+      return;
+    case DType::kBF16:
+      static_cast<uint16_t*>(to)[i] = F32ToBF16(value);
+      return;
+    default:
+      static_cast<float*>(to)[i] = value;
+  }
+}
+
+}  // namespace
+
+QuantizedWeight::QuantizedWeight(const Scheme& scheme, int64_t rows, int64_t cols)
+    : scheme_(&scheme), rows_(rows), cols_(cols), tensors_(StoredTensors(scheme, rows, cols)) {
+  for (int i = 0; i < tensors_.count; ++i) {
+    const StoredTensor& tensor = tensors_.items[static_cast<size_t>(i)];
+    std::vector<uint8_t>& bytes = bytes_[static_cast<size_t>(i)];
+    bytes.resize(static_cast<size_t>(tensor.bytes()));
+    if (tensor.part == Part::kShape) {
+      const int64_t shape[2] = {rows, cols};
+      std::memcpy(bytes.data(), shape, sizeof(shape));
+    }
+  }
+}
+
+uint8_t* QuantizedWeight::PartData(Part part) {
+  for (int i = 0; i < tensors_.count; ++i) {
+    if (tensors_.items[static_cast<size_t>(i)].part == part) {
+      return bytes_[static_cast<size_t>(i)].data();
+    }
+  }
+  return nullptr;
+}
+
+WeightView QuantizedWeight::view() const {
+  WeightView view{scheme_, rows_, cols_, nullptr, nullptr, nullptr};
+  for (int i = 0; i < tensors_.count; ++i) {
+    const void* data = bytes_[static_cast<size_t>(i)].data();
+    switch (tensors_.items[static_cast<size_t>(i)].part) {
+      case Part::kCodes:
+        view.codes = data;
+        break;
+      case Part::kScales:
+        view.scales = data;
+        break;
+      case Part::kZeros:
+        view.zeros = data;
+        break;
+      case Part::kShape:
+        break;
+    }
+  }
+  return view;
+}
+
+QuantizedWeight QuantizedWeight::FromFloat(const Scheme& scheme, const Matrix& weight) {
+  NIBBLE_CHECK(!scheme.quantized());
+  QuantizedWeight result(scheme, weight.rows, weight.cols);
+  void* to = result.PartData(Part::kCodes);
+  const int64_t count = weight.rows * weight.cols;
+  for (int64_t i = 0; i < count; ++i) {
+    StoreFloat(to, scheme.code, i, weight.values[static_cast<size_t>(i)]);
+  }
+  return result;
+}
+
+void QuantizedWeight::SetScales(const GroupScales& scales) {
+  NIBBLE_CHECK(scales.rows == rows_ && scales.groups == scheme_->GroupsPerRow(cols_));
+  void* to = PartData(Part::kScales);
+  for (size_t i = 0; i < scales.scale.size(); ++i) {
+    StoreFloat(to, scheme_->scale, static_cast<int64_t>(i), scales.scale[i]);
+  }
+  if (scheme_->symmetric()) return;
+  auto* words = reinterpret_cast<uint32_t*>(PartData(Part::kZeros));
+  const int bits = BitsOf(scheme_->zero);
+  for (int64_t n = 0; n < rows_; ++n) {
+    for (int64_t g = 0; g < scales.groups; ++g) {
+      const int zero = scales.zero[static_cast<size_t>(n * scales.groups + g)];
+      const auto biased = static_cast<uint32_t>(zero + (1 << (bits - 1)));
+      words[(n * bits / 32) * scales.groups + g] |= biased << (n * bits % 32);
+    }
+  }
+}
+
+void QuantizedWeight::SetRow(int64_t n, const int8_t* codes) {
+  uint8_t* data = PartData(Part::kCodes);
+  if (scheme_->container == Container::kBytes) {
+    std::memcpy(data + n * cols_, codes, static_cast<size_t>(cols_));
+    return;
+  }
+  const int bits = scheme_->bits();
+  auto* row = reinterpret_cast<uint32_t*>(data) + n * PackedWords(cols_, bits);
+  for (int64_t k = 0; k < cols_; ++k) {
+    WriteBits(row, k, bits, static_cast<uint32_t>(codes[k] + (1 << (bits - 1))));
+  }
+}
+
+Matrix Dequantize(const WeightView& view, int threads) {
+  Matrix result(view.rows, view.cols);
+  ParallelFor(threads, view.rows, [&](int64_t n) {
+    float* row = result.row(n);
+    for (int64_t k = 0; k < view.cols; ++k) row[k] = ReadWeight(view, n, k);
+  });
+  return result;
+}
+
+void QuantizeSpan(const float* w, int64_t count, float scale, int zero, const Scheme& scheme,
+                  float* out, int8_t* codes) {
+  if (scale == 0.0f) {
+    std::fill(out, out + count, 0.0f);
+    if (codes != nullptr) std::fill(codes, codes + count, static_cast<int8_t>(zero));
+    return;
+  }
+  // Clamping before rounding gives the same code, since the bounds are integers; adding and taking
+  // away 1.5 * 2^23 rounds half to even.
+  constexpr float kRound = 12582912.0f;
+  const auto low = static_cast<float>(scheme.code_min() - zero);
+  const auto high = static_cast<float>(scheme.code_max() - zero);
+  for (int64_t i = 0; i < count; ++i) {
+    float q = w[i] / scale;
+    q = q < low ? low : q;
+    q = q > high ? high : q;
+    q = (q + kRound) - kRound;
+    out[i] = q * scale;
+    if (codes != nullptr) codes[i] = static_cast<int8_t>(static_cast<int>(q) + zero);
+  }
+}
+
+}  // namespace nibble

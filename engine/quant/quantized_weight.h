@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// A weight in the layout of its scheme, owned; and the one place where codes are packed.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "engine/quant/matrix.h"
+#include "kernels/scheme.h"
+
+namespace nibble {
+
+// Scales and zero points of a weight (rows, cols): one per row and group of input features.
+struct GroupScales {
+  int64_t rows = 0;
+  int64_t groups = 0;
+  std::vector<float> scale;  // (rows, groups), already rounded to the scheme's stored type
+  std::vector<int8_t> zero;  // (rows, groups), zeros where the scheme is symmetric
+
+  GroupScales(int64_t r, int64_t g)
+      : rows(r), groups(g), scale(static_cast<size_t>(r * g)), zero(static_cast<size_t>(r * g)) {}
+};
+
+// Owns the tensors that StoredTensors(scheme, rows, cols) lists. Moving keeps views valid.
+class QuantizedWeight {
+ public:
+  // All codes are the packed form of 0 bits, all scales 0; rows, cols >= 1.
+  QuantizedWeight(const Scheme& scheme, int64_t rows, int64_t cols);
+  // For unquantized schemes: the values rounded to the scheme's type.
+  static QuantizedWeight FromFloat(const Scheme& scheme, const Matrix& weight);
+
+  const Scheme& scheme() const { return *scheme_; }
+  int64_t rows() const { return rows_; }
+  int64_t cols() const { return cols_; }
+  const StoredTensorList& tensors() const { return tensors_; }
+  // The bytes of tensors().items[i].
+  const std::vector<uint8_t>& bytes(int i) const { return bytes_[static_cast<size_t>(i)]; }
+  WeightView view() const;
+
+  // Stores scales and zero points; once, before any row.
+  void SetScales(const GroupScales& scales);
+  // Stores row n's signed codes (cols); once per row. Different rows may be set by different
+  // threads.
+  void SetRow(int64_t n, const int8_t* codes);
+
+ private:
+  uint8_t* PartData(Part part);
+
+  const Scheme* scheme_;
+  int64_t rows_;
+  int64_t cols_;
+  StoredTensorList tensors_;
+  std::array<std::vector<uint8_t>, kMaxStoredTensors> bytes_;
+};
+
+// The float value of every weight of a view, as ReadWeight gives it.
+Matrix Dequantize(const WeightView& view, int threads);
+
+// What `count` weights that share one scale become: out[i] = DecodeInt(EncodeInt(w[i])), and the
+// codes themselves where `codes` is not null. The same bits as kernels/codec.h, for spans.
+void QuantizeSpan(const float* w, int64_t count, float scale, int zero, const Scheme& scheme,
+                  float* out, int8_t* codes);
+
+}  // namespace nibble
