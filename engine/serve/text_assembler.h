@@ -3,14 +3,16 @@
 // strings. Not thread-safe.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
-#include <string_view>
 #include <vector>
 
 namespace nibble {
+
+class Tokenizer;
 
 // Turns tokens into text, one after the other; emits whole UTF-8 characters only.
 class TextDecoder {
@@ -24,6 +26,9 @@ class TextDecoder {
 
 // Makes the decoder of one choice. Called on the engine's thread.
 using TextDecoderFactory = std::function<std::unique_ptr<TextDecoder>(bool skip_special_tokens)>;
+
+// The real one: a continuation's text, as IncrementalDecoder gives it.
+TextDecoderFactory DecodeWith(std::shared_ptr<const Tokenizer> tokenizer);
 
 // Text that could still become part of a stop string is held back, so a reader never sees a stop
 // string's beginning; text behind a stop string is dropped.
@@ -42,11 +47,14 @@ class TextAssembler {
   const std::string& stop_string() const;
 
  private:
+  size_t HeldBack() const;  // bytes at the end of held_ that may begin a stop string
+
   std::unique_ptr<TextDecoder> decoder_;
   std::vector<std::string> stop_;
   bool include_stop_;
-  std::string held_;  // decoded, not yet shown
-  int met_ = -1;      // index into stop_
+  size_t longest_ = 0;  // of stop_
+  std::string held_;    // decoded, not yet shown
+  int met_ = -1;        // index into stop_
 };
 
 }  // namespace nibble

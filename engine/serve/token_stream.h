@@ -70,7 +70,8 @@ class TokenStream {
   // The same, waiting up to `timeout`.
   std::optional<StreamUpdate> Pop(std::chrono::milliseconds timeout);
   // `ready` is called when the stream turns from empty to non-empty, on the writer's thread or, if
-  // there is something already, on this one; it must not block and must not call OnReady. After
+  // there is something already, on this one; it must not block and must not call
+  // OnReady, and may find that everything was taken meanwhile. After
   // OnReady(nullptr) returned, the earlier callback is not running and will not be called.
   void OnReady(std::function<void()> ready);
 
