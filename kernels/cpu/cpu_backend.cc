@@ -1,0 +1,531 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "kernels/backend.h"
+#include "kernels/check.h"
+#include "kernels/codec.h"
+#include "kernels/cpu/memory.h"
+#include "kernels/cpu/packed.h"
+#include "kernels/cpu/sampler.h"
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/cpu/tier.h"
+
+namespace nibble {
+namespace {
+
+struct CpuTier {
+  std::string_view option;  // CpuOptions::tier
+  std::string_view name;    // Backend::Tier()
+  const KernelTable* kernels;
+  bool (*supported)();
+};
+
+bool HasAvx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+bool HasAvx512() {
+  return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+
+// Best last.
+constexpr CpuTier kTiers[] = {
+    {"scalar", "cpu/scalar", &kScalarKernels, [] { return true; }},
+    {"avx2", "cpu/avx2", &kAvx2Kernels, HasAvx2},
+    {"avx512", "cpu/avx512-vnni", &kAvx512Kernels, HasAvx512},
+};
+
+class CpuLinear : public PreparedLinear {
+ public:
+  std::span<const ActFormat> input_formats() const override {
+    return {formats.data(), static_cast<size_t>(num_formats)};
+  }
+  size_t resident_bytes() const override { return bytes; }
+
+  std::array<ActFormat, kMaxActFormats> formats{};
+  int num_formats = 0;
+  int num_weights = 0;
+  std::array<PackedMatrix, kMaxGroupWeights> weights;
+  std::array<int, kMaxGroupWeights> format_of{};  // index in formats
+  int64_t panels = 0;                             // of all weights
+  size_t bytes = 0;
+  std::shared_ptr<uint8_t> memory;
+};
+
+class CpuEmbedding : public PreparedEmbedding {
+ public:
+  size_t resident_bytes() const override { return bytes; }
+  WeightView table;
+  size_t bytes = 0;
+  std::shared_ptr<uint8_t> memory;
+};
+
+// The format in which a weight wants its input.
+ActFormat InputFormat(const Scheme& scheme, Mode mode) {
+  if (scheme.activation == Activation::kInt8PerToken) return {DType::kI8, kWholeRow};
+  if (mode == Mode::kExact || !scheme.quantized()) return {DType::kF32, 0};
+  return {DType::kI8, scheme.group == kWholeRow ? 128 : scheme.group};
+}
+
+KvCode KvCodeOf(const KvFormat& format) {
+  switch (format.code) {
+    case DType::kF32:
+      return KvCode::kF32;
+    case DType::kBF16:
+      return KvCode::kBF16;
+    default:
+      return KvCode::kI8;
+  }
+}
+
+KvHead HeadOf(const KvPool& pool, int32_t layer, int32_t head) {
+  const KvSpec& spec = pool.spec;
+  const auto block = static_cast<size_t>(spec.BytesPerBlock());
+  const size_t per_head =
+      block / static_cast<size_t>(spec.layers) / static_cast<size_t>(spec.kv_heads);
+  const size_t index =
+      static_cast<size_t>(layer) * static_cast<size_t>(spec.kv_heads) + static_cast<size_t>(head);
+  return KvHead{KvCodeOf(*spec.format), spec.head_dim,
+                static_cast<uint8_t*>(pool.data) + index * per_head, block};
+}
+
+// Query rows that share one expansion of the keys and values.
+constexpr int64_t kAttentionRows = 16;
+// Elements below which a loop over rows is not worth waking the pool.
+constexpr int64_t kSerialElements = 16384;
+
+const float* FloatData(const Floats& floats) {
+  NIBBLE_CHECK(floats.data == nullptr || floats.dtype == DType::kF32);
+  return static_cast<const float*>(floats.data);
+}
+float* MutableFloatData(const Floats& floats) {
+  NIBBLE_CHECK(floats.dtype == DType::kF32);
+  return static_cast<float*>(floats.data);
+}
+
+RowTarget TargetOf(const ActView& view, int64_t row) {
+  RowTarget target{};
+  target.dtype = view.format.dtype;
+  const int64_t groups = view.format.GroupsPerRow(view.cols);
+  target.group = view.format.group < 0 ? view.cols : view.format.group;
+  target.data = static_cast<uint8_t*>(view.data) +
+                static_cast<size_t>(row * view.cols) * BytesOf(view.format.dtype);
+  if (view.format.dtype == DType::kI8) {
+    target.scales = view.scales + row * groups;
+    target.sums = view.sums + row * groups;
+  }
+  return target;
+}
+
+class CpuBackend : public Backend {
+ public:
+  CpuBackend(const CpuTier& tier, int threads)
+      : tier_(tier),
+        k_(*tier.kernels),
+        pool_(threads),
+        row_scratch_(static_cast<size_t>(threads)),
+        samplers_(static_cast<size_t>(threads)) {}
+
+  std::string Description() const override {
+    return absl::StrCat("cpu (", std::string(tier_.name.substr(4)), ", ", pool_.threads(),
+                        pool_.threads() == 1 ? " thread)" : " threads)");
+  }
+  std::string Tier() const override { return std::string(tier_.name); }
+  DType activation_type() const override { return DType::kF32; }
+
+  absl::StatusOr<std::unique_ptr<Buffer>> Allocate(size_t bytes) override {
+    return AllocateCpuBuffer(bytes);
+  }
+  void Upload(void* device, const void* host, size_t bytes) override {
+    if (bytes > 0) std::memcpy(device, host, bytes);
+  }
+  void Download(void* host, const void* device, size_t bytes) override {
+    if (bytes > 0) std::memcpy(host, device, bytes);
+  }
+
+  absl::StatusOr<std::unique_ptr<PreparedLinear>> Prepare(const LinearGroup& group,
+                                                          Mode mode) override;
+  absl::StatusOr<std::unique_ptr<PreparedEmbedding>> PrepareEmbedding(
+      const WeightView& table) override;
+  absl::StatusOr<std::unique_ptr<Buffer>> AllocateKv(const KvSpec& spec, int32_t num_blocks,
+                                                     KvPool* pool) override;
+  void CopyKvBlock(const KvPool& pool, int32_t from, int32_t to) override;
+
+  void Embed(const EmbedArgs& args) override;
+  void RmsNorm(const RmsNormArgs& args) override;
+  void Linear(const LinearArgs& args) override;
+  void RopeAppend(const RopeAppendArgs& args) override;
+  void Attention(const AttentionArgs& args) override;
+  void GatedActivation(const GatedActivationArgs& args) override;
+  void AccumulateHessian(const HessianArgs& args) override;
+  void Sample(const SampleArgs& args) override;
+  absl::Status Sync() override { return absl::OkStatus(); }
+  Ceilings MeasureCeilings() override;
+
+ private:
+  // Scratch only grows, so that an operation of a size seen before allocates nothing.
+  static float* Grow(std::vector<float>& scratch, int64_t floats) {
+    if (static_cast<int64_t>(scratch.size()) < floats) scratch.resize(static_cast<size_t>(floats));
+    return scratch.data();
+  }
+  // `floats` of scratch for every thread, before a loop starts.
+  void GrowRowScratch(int64_t floats) {
+    for (std::vector<float>& scratch : row_scratch_) Grow(scratch, floats);
+  }
+  float* RowScratch(int thread) { return row_scratch_[static_cast<size_t>(thread)].data(); }
+
+  // Runs body(row, thread) for all rows, on the caller alone if there is little to do.
+  template <typename Body>
+  void ForRows(int64_t rows, int64_t elements_per_row, Body&& body) {
+    const int64_t grain = std::max<int64_t>(
+        1, std::min(rows, kSerialElements / std::max<int64_t>(1, elements_per_row)));
+    pool_.Run(rows, grain, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t row = begin; row < end; ++row) body(row, thread);
+    });
+  }
+
+  const CpuTier& tier_;
+  const KernelTable& k_;
+  ThreadPool pool_;
+  WeightArena arena_;
+  std::vector<std::vector<float>> row_scratch_;  // per thread
+  std::vector<float> shared_scratch_;
+  std::vector<SamplerScratch> samplers_;  // per thread
+};
+
+absl::StatusOr<std::unique_ptr<PreparedLinear>> CpuBackend::Prepare(const LinearGroup& group,
+                                                                    Mode mode) {
+  NIBBLE_CHECK(!group.weights.empty() && group.weights.size() <= kMaxGroupWeights);
+  NIBBLE_CHECK(group.biases.empty() || group.biases.size() == group.weights.size());
+  auto linear = std::make_unique<CpuLinear>();
+  const auto bias_of = [&group](size_t i) {
+    return group.biases.empty() ? nullptr : group.biases[i];
+  };
+  for (size_t i = 0; i < group.weights.size(); ++i) {
+    const WeightView& w = group.weights[i];
+    NIBBLE_CHECK(w.cols == group.weights[0].cols);
+    if (absl::Status status = CheckPackable(*w.scheme, w.cols); !status.ok()) return status;
+    linear->bytes += PackedBytes(w, bias_of(i) != nullptr);
+    const ActFormat format = InputFormat(*w.scheme, mode);
+    auto* const end = linear->formats.begin() + linear->num_formats;
+    auto* const found = std::find(linear->formats.begin(), end, format);
+    linear->format_of[i] = static_cast<int>(found - linear->formats.begin());
+    if (found == end) linear->formats[static_cast<size_t>(linear->num_formats++)] = format;
+  }
+  auto memory = arena_.Take(linear->bytes);
+  if (!memory.ok()) return memory.status();
+  linear->memory = *std::move(memory);
+  uint8_t* next = linear->memory.get();
+  for (size_t i = 0; i < group.weights.size(); ++i) {
+    linear->weights[i] = PackWeight(group.weights[i], bias_of(i), next, pool_);
+    linear->panels += linear->weights[i].panels;
+    next += PackedBytes(group.weights[i], bias_of(i) != nullptr);
+  }
+  linear->num_weights = static_cast<int>(group.weights.size());
+  return linear;
+}
+
+absl::StatusOr<std::unique_ptr<PreparedEmbedding>> CpuBackend::PrepareEmbedding(
+    const WeightView& table) {
+  if (absl::Status status = CheckPackable(*table.scheme, 1); !status.ok()) return status;
+  auto embedding = std::make_unique<CpuEmbedding>();
+  embedding->table = table;
+  std::array<std::pair<const void**, size_t>, 3> parts{
+      {{&embedding->table.codes, 0}, {&embedding->table.scales, 0}, {&embedding->table.zeros, 0}}};
+  for (const StoredTensor& stored : StoredTensors(*table.scheme, table.rows, table.cols)) {
+    if (stored.part == Part::kShape) continue;
+    const size_t size = (static_cast<size_t>(stored.bytes()) + 127) / 128 * 128;
+    parts[static_cast<size_t>(stored.part)].second = static_cast<size_t>(stored.bytes());
+    embedding->bytes += size;
+  }
+  auto memory = arena_.Take(embedding->bytes);
+  if (!memory.ok()) return memory.status();
+  embedding->memory = *std::move(memory);
+  uint8_t* next = embedding->memory.get();
+  for (auto& [pointer, bytes] : parts) {
+    if (bytes == 0) continue;
+    std::memcpy(next, *pointer, bytes);
+    *pointer = next;
+    next += (bytes + 127) / 128 * 128;
+  }
+  return embedding;
+}
+
+absl::StatusOr<std::unique_ptr<Buffer>> CpuBackend::AllocateKv(const KvSpec& spec,
+                                                               int32_t num_blocks, KvPool* pool) {
+  NIBBLE_CHECK(spec.format != nullptr && num_blocks >= 1);
+  const auto per_block = static_cast<size_t>(spec.BytesPerBlock());
+  if (per_block > std::numeric_limits<size_t>::max() / 4 / static_cast<size_t>(num_blocks)) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("cpu memory: ", num_blocks, " KV blocks of ", per_block, " bytes wanted"));
+  }
+  auto buffer = Allocate(per_block * static_cast<size_t>(num_blocks));
+  if (!buffer.ok()) return buffer.status();
+  *pool = KvPool{spec, num_blocks, (*buffer)->data()};
+  return buffer;
+}
+
+void CpuBackend::CopyKvBlock(const KvPool& pool, int32_t from, int32_t to) {
+  const auto bytes = static_cast<size_t>(pool.spec.BytesPerBlock());
+  auto* base = static_cast<uint8_t*>(pool.data);
+  std::memcpy(base + static_cast<size_t>(to) * bytes, base + static_cast<size_t>(from) * bytes,
+              bytes);
+}
+
+void CpuBackend::Embed(const EmbedArgs& args) {
+  const WeightView& table = static_cast<const CpuEmbedding*>(args.table)->table;
+  ForRows(args.rows, table.cols, [&](int64_t row, int) {
+    float* out = args.out + row * table.cols;
+    for (int64_t k = 0; k < table.cols; ++k)
+      out[k] = ReadWeight(table, args.ids[row], k) * args.scale;
+  });
+}
+
+void CpuBackend::RmsNorm(const RmsNormArgs& args) {
+  const float* delta = FloatData(args.delta);
+  GrowRowScratch(args.dim);
+  ForRows(args.num_rows, 4 * args.dim, [&](int64_t i, int thread) {
+    const int64_t row = args.rows != nullptr ? args.rows[i] : i;
+    float* out = RowScratch(thread);
+    k_.rms_norm(args.x + row * args.dim, delta != nullptr ? delta + row * args.dim : nullptr,
+                args.weight, args.weight_offset, args.eps, args.dim, out);
+    for (int f = 0; f < args.out.count; ++f) {
+      k_.write_row(out, args.dim, TargetOf(args.out.views[static_cast<size_t>(f)], i));
+    }
+  });
+}
+
+void CpuBackend::Linear(const LinearArgs& args) {
+  const auto& linear = *static_cast<const CpuLinear*>(args.linear);
+  NIBBLE_CHECK(args.in.count == linear.num_formats);
+  if (args.rows == 0) return;
+  GrowRowScratch(LinearScratchFloats(args.rows));
+  const int64_t grain = std::clamp<int64_t>(linear.panels / (8 * pool_.threads()), 1, 16);
+  pool_.Run(linear.panels, grain, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t item = begin; item < end; ++item) {
+      int64_t panel = item;
+      size_t i = 0;
+      while (panel >= linear.weights[i].panels) panel -= linear.weights[i++].panels;
+      const PackedMatrix& w = linear.weights[i];
+      const ActView& in = args.in.views[static_cast<size_t>(linear.format_of[i])];
+      float* out = MutableFloatData(args.out[i]);
+      if (in.format.dtype == DType::kF32) {
+        k_.linear_float(w, panel, static_cast<const float*>(in.data), args.rows, out,
+                        RowScratch(thread));
+      } else {
+        const Int8Rows x{static_cast<const int8_t*>(in.data), in.scales, in.sums,
+                         in.format.group < 0 ? w.cols : in.format.group,
+                         in.format.GroupsPerRow(w.cols)};
+        k_.linear_int8(w, panel, x, args.rows, out);
+      }
+    }
+  });
+}
+
+void CpuBackend::RopeAppend(const RopeAppendArgs& args) {
+  const BatchView& batch = *args.batch;
+  const KvSpec& spec = args.kv->spec;
+  const int64_t dim = spec.head_dim;
+  float* q = MutableFloatData(args.q);
+  float* k = MutableFloatData(args.k);
+  const float* v = FloatData(args.v);
+  const int64_t half = args.rotary_dim / 2;
+  ForRows(batch.rows, 4 * dim * (args.heads + 2 * spec.kv_heads), [&](int64_t row, int) {
+    const int32_t position = batch.positions[row];
+    const float* cos = args.cos_table + position * half;
+    const float* sin = args.sin_table + position * half;
+    for (int32_t h = 0; h < args.heads; ++h) {
+      k_.rope_head(q + (row * args.heads + h) * dim, spec.head_dim, args.q_norm,
+                   args.norm_weight_offset, args.norm_eps, cos, sin, args.rotary_dim);
+    }
+    const int64_t sequence = batch.row_sequence[row];
+    const int32_t block =
+        batch.block_table[sequence * batch.max_blocks + position / kKvBlockTokens];
+    for (int32_t h = 0; h < spec.kv_heads; ++h) {
+      float* key = k + (row * spec.kv_heads + h) * dim;
+      k_.rope_head(key, spec.head_dim, args.k_norm, args.norm_weight_offset, args.norm_eps, cos,
+                   sin, args.rotary_dim);
+      k_.append_kv(HeadOf(*args.kv, args.layer, h), block, position % kKvBlockTokens, key,
+                   v + (row * spec.kv_heads + h) * dim);
+    }
+  });
+}
+
+void CpuBackend::Attention(const AttentionArgs& args) {
+  const BatchView& batch = *args.batch;
+  const KvSpec& spec = args.kv->spec;
+  const int64_t width = int64_t{args.heads} * spec.head_dim;
+  const int32_t heads_per_kv = args.heads / spec.kv_heads;
+  const float* q = FloatData(args.q);
+  // Groups of the output formats may span heads: rows are finished in a second loop.
+  float* out = Grow(shared_scratch_, batch.rows * width);
+  GrowRowScratch(AttentionScratchFloats(spec.head_dim, kAttentionRows * heads_per_kv));
+  const int64_t chunks = (std::max(batch.max_query, 1) + kAttentionRows - 1) / kAttentionRows;
+  // Late chunks see more keys: they go first.
+  pool_.Run(chunks * batch.sequences * spec.kv_heads, 1,
+            [&](int64_t begin, int64_t end, int thread) {
+              for (int64_t index = begin; index < end; ++index) {
+                const auto head = static_cast<int32_t>(index % spec.kv_heads);
+                const int64_t sequence = index / spec.kv_heads % batch.sequences;
+                const int64_t chunk = chunks - 1 - index / spec.kv_heads / batch.sequences;
+                const int64_t first = batch.query_start[sequence] + chunk * kAttentionRows;
+                const int64_t rows =
+                    std::min<int64_t>(batch.query_start[sequence + 1] - first, kAttentionRows);
+                if (rows <= 0) continue;
+                AttentionItem item{};
+                item.kv = HeadOf(*args.kv, args.layer, head);
+                item.blocks = batch.block_table + sequence * batch.max_blocks;
+                item.positions = batch.positions + first;
+                item.rows = static_cast<int>(rows);
+                item.heads = heads_per_kv;
+                item.q = q + first * width + int64_t{head} * heads_per_kv * spec.head_dim;
+                item.out = out + first * width + int64_t{head} * heads_per_kv * spec.head_dim;
+                item.q_stride = width;
+                item.scale = args.scale;
+                item.window = args.window;
+                item.softcap = args.softcap;
+                item.scratch = RowScratch(thread);
+                k_.attention(item);
+              }
+            });
+  ForRows(batch.rows, width, [&](int64_t row, int) {
+    for (int f = 0; f < args.out.count; ++f) {
+      k_.write_row(out + row * width, width, TargetOf(args.out.views[static_cast<size_t>(f)], row));
+    }
+  });
+}
+
+void CpuBackend::GatedActivation(const GatedActivationArgs& args) {
+  const float* gate = FloatData(args.gate);
+  const float* up = FloatData(args.up);
+  GrowRowScratch(args.dim);
+  ForRows(args.rows, 4 * args.dim, [&](int64_t row, int thread) {
+    float* out = RowScratch(thread);
+    k_.gate(gate + row * args.dim, up + row * args.dim, args.dim, args.activation, out);
+    for (int f = 0; f < args.out.count; ++f) {
+      k_.write_row(out, args.dim, TargetOf(args.out.views[static_cast<size_t>(f)], row));
+    }
+  });
+}
+
+void CpuBackend::AccumulateHessian(const HessianArgs& args) {
+  if (args.rows == 0) return;
+  const int64_t panels = (args.dim + kPanelRows - 1) / kPanelRows;
+  const auto width_of = [&](int64_t panel) {
+    return static_cast<int>(std::min<int64_t>(kPanelRows, args.dim - panel * kPanelRows));
+  };
+  // [panel][row][32], so that a tile reads two contiguous runs.
+  float* packed = Grow(shared_scratch_, panels * args.rows * kPanelRows);
+  pool_.Run(panels, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const auto width = static_cast<size_t>(width_of(panel));
+      for (int64_t row = 0; row < args.rows; ++row) {
+        float* out = packed + (panel * args.rows + row) * kPanelRows;
+        std::memcpy(out, args.x + row * args.dim + panel * kPanelRows, width * sizeof(float));
+        std::fill(out + width, out + kPanelRows, 0.0f);
+      }
+    }
+  });
+  // Tile (i, j), j <= i, is item i (i + 1) / 2 + j: item i of the loop does the row of tiles.
+  pool_.Run(panels, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t i = panels - 1 - index;  // Long rows first.
+      for (int64_t j = 0; j <= i; ++j) {
+        k_.hessian_tile(packed + i * args.rows * kPanelRows, packed + j * args.rows * kPanelRows,
+                        args.rows, args.h + i * kPanelRows * args.dim + j * kPanelRows, args.dim,
+                        width_of(i), width_of(j), i == j);
+      }
+    }
+  });
+}
+
+void CpuBackend::Sample(const SampleArgs& args) {
+  for (SamplerScratch& scratch : samplers_) {
+    if (static_cast<int64_t>(scratch.weights.size()) < args.vocabulary) {
+      scratch.weights.resize(static_cast<size_t>(args.vocabulary));
+      scratch.candidates.reserve(static_cast<size_t>(args.vocabulary));
+    }
+  }
+  ForRows(args.rows, args.vocabulary, [&](int64_t row, int thread) {
+    args.results[row] = SampleRow(k_, args.params[row], args.logits + row * args.vocabulary,
+                                  args.vocabulary, samplers_[static_cast<size_t>(thread)]);
+  });
+}
+
+Ceilings CpuBackend::MeasureCeilings() {
+  using Clock = std::chrono::steady_clock;
+  const auto seconds_since = [](Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  };
+  const int threads = pool_.threads();
+  Ceilings ceilings;
+
+  // Best of several passes over more memory than any cache holds.
+  constexpr size_t kBytes = size_t{192} << 20;
+  if (auto pages = Pages::Map(kBytes); pages.ok()) {
+    std::memset((*pages)->data(), 1, kBytes);
+    constexpr size_t kChunk = size_t{1} << 20;
+    std::vector<uint64_t> sums(static_cast<size_t>(threads) * 8);
+    for (int pass = 0; pass < 8; ++pass) {
+      const Clock::time_point start = Clock::now();
+      pool_.Run(kBytes / kChunk, 4, [&](int64_t begin, int64_t end, int thread) {
+        sums[static_cast<size_t>(thread) * 8] +=
+            k_.read_words((*pages)->data() + static_cast<size_t>(begin) * kChunk,
+                          static_cast<int64_t>(kChunk) * (end - begin));
+      });
+      ceilings.read_gb_per_s = std::max(ceilings.read_gb_per_s,
+                                        static_cast<double>(kBytes) / seconds_since(start) / 1e9);
+    }
+  }
+  const auto rate = [&](double (*loop)(int64_t)) {
+    double best = 0;
+    for (int pass = 0; pass < 6; ++pass) {
+      std::vector<double> done(static_cast<size_t>(threads) * 8);
+      const Clock::time_point start = Clock::now();
+      pool_.Run(int64_t{threads} * 8, 1, [&](int64_t begin, int64_t, int) {
+        done[static_cast<size_t>(begin)] = loop(500000);
+      });
+      double total = 0;
+      for (double d : done) total += d;
+      best = std::max(best, 2 * total / seconds_since(start) / 1e9);
+    }
+    return best;
+  };
+  ceilings.int8_gops = rate(k_.peak_int8);
+  ceilings.bf16_gflops = rate(k_.peak_f32);
+  return ceilings;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& options) {
+  if (options.threads < 0 || options.threads > 256) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("threads: ", options.threads, " is not in 0..256"));
+  }
+  const int threads = options.threads > 0 ? options.threads : std::min(AvailableCpus(), 256);
+  const CpuTier* chosen = nullptr;
+  std::vector<std::string> available;
+  for (const CpuTier& tier : kTiers) {
+    if (!tier.supported()) continue;
+    available.emplace_back(tier.option);
+    if (options.tier.empty() || options.tier == tier.option) chosen = &tier;
+  }
+  if (chosen == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("tier: '", options.tier,
+                     "' is not one that this CPU has: ", absl::StrJoin(available, ", ")));
+  }
+  return std::make_unique<CpuBackend>(*chosen, threads);
+}
+
+}  // namespace nibble

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products with one packed panel. Included inside the namespace of a tier.
+//
+// linear_float: acc[n] = fma(x[k], w[k][n], acc[n]) for k = 0, 1, ...
+// linear_int8:  the products of a group are summed exactly in int32, then
+//               acc[n] = fma(float(sum), x_scale * w_scale, acc[n]) for group 0, 1, ...
+// Neither depends on how many rows are computed together.
+#pragma once
+
+// Expands features [k, k + count) of a panel to floats [count][32].
+inline void ExpandPanel(const PackedMatrix& w, int64_t panel, int64_t k, int count, float* out) {
+  const uint8_t* codes = w.codes + static_cast<size_t>(panel) * w.panel_bytes;
+  if (w.packing == Packing::kF16 || w.packing == Packing::kBF16) {
+    const auto* halves = reinterpret_cast<const uint16_t*>(codes) + k * kPanelRows;
+    for (int i = 0; i < 2 * count; ++i) {
+      const F value =
+          w.packing == Packing::kF16 ? LoadF16(halves + 16 * i) : LoadBF16(halves + 16 * i);
+      Store(out + 16 * i, value);
+    }
+    return;
+  }
+  const int step = w.packing == Packing::kU4 ? 8 : 4;
+  const int32_t middle = w.packing == Packing::kU4 ? 8 : 128;
+  for (int done = 0; done < count; done += step) {
+    const int64_t at = k + done;
+    const int64_t scale_row = (panel * w.groups + at / w.group) * kPanelRows;
+    const uint8_t* words = codes + at / step * 128;
+    for (int v = 0; v < 2; ++v) {
+      const F scale = LoadBF16(w.scales + scale_row + 16 * v);
+      const I zero = w.zeros != nullptr ? LoadU8(w.zeros + scale_row + 16 * v) : SetI(middle);
+      const auto emit = [&](I code, int j) {
+        Store(out + (done + j) * kPanelRows + 16 * v, Mul(Convert(SubI(code, zero)), scale));
+      };
+      const Bytes word = LoadBytes(words + 64 * v);
+      if (step == 8) {
+        const Bytes low = LowNibbles(word);
+        const Bytes high = HighNibbles(word);
+        emit(ByteOf<0>(low), 0);
+        emit(ByteOf<1>(low), 1);
+        emit(ByteOf<2>(low), 2);
+        emit(ByteOf<3>(low), 3);
+        emit(ByteOf<0>(high), 4);
+        emit(ByteOf<1>(high), 5);
+        emit(ByteOf<2>(high), 6);
+        emit(ByteOf<3>(high), 7);
+      } else {
+        emit(ByteOf<0>(word), 0);
+        emit(ByteOf<1>(word), 1);
+        emit(ByteOf<2>(word), 2);
+        emit(ByteOf<3>(word), 3);
+      }
+    }
+  }
+}
+
+// acc[m][32] += x[m][0..count) * w[count][32] for kRows rows, kVectors vectors of the panel.
+template <int kRows, int kVectors>
+inline void FloatTile(const float* x, int64_t stride, const float* w, int count, float* acc) {
+  F sum[kRows][kVectors];
+  for (int m = 0; m < kRows; ++m) {
+    for (int v = 0; v < kVectors; ++v) sum[m][v] = Load(acc + m * kPanelRows + 16 * v);
+  }
+  for (int k = 0; k < count; ++k) {
+    F weight[kVectors];
+    for (int v = 0; v < kVectors; ++v) weight[v] = Load(w + k * kPanelRows + 16 * v);
+    for (int m = 0; m < kRows; ++m) {
+      const F a = Set(x[m * stride + k]);
+      for (int v = 0; v < kVectors; ++v) sum[m][v] = Fma(a, weight[v], sum[m][v]);
+    }
+  }
+  for (int m = 0; m < kRows; ++m) {
+    for (int v = 0; v < kVectors; ++v) Store(acc + m * kPanelRows + 16 * v, sum[m][v]);
+  }
+}
+
+template <int kRows>
+inline void FloatRows(const float* x, int64_t stride, const float* w, int count, float* acc) {
+  for (int v = 0; v < 2; v += kFloatVectors) {
+    FloatTile<kRows, kFloatVectors>(x, stride, w + 16 * v, count, acc + 16 * v);
+  }
+}
+
+inline void StorePanelRow(const PackedMatrix& w, int64_t panel, const F* value, float* out) {
+  const int64_t first = panel * kPanelRows;
+  for (int v = 0; v < 2; ++v) {
+    const int64_t left = w.rows - first - 16 * v;
+    if (left <= 0) return;
+    const int lanes = left < 16 ? static_cast<int>(left) : 16;
+    F y = value[v];
+    if (w.bias != nullptr) y = Add(y, LoadN(w.bias + first + 16 * v, lanes));
+    StoreN(out + first + 16 * v, y, lanes);
+  }
+}
+
+inline void LinearFloat(const PackedMatrix& w, int64_t panel, const float* x, int64_t rows,
+                        float* out, float* scratch) {
+  float* expanded = scratch;
+  float* acc = scratch + int64_t{kFloatChunk} * kPanelRows;
+  memset(acc, 0, static_cast<size_t>(rows) * kPanelRows * sizeof(float));
+  for (int64_t k = 0; k < w.cols; k += kFloatChunk) {
+    const int count = static_cast<int>(w.cols - k < kFloatChunk ? w.cols - k : kFloatChunk);
+    const float* weights = expanded;
+    if (w.packing == Packing::kF32) {
+      weights =
+          reinterpret_cast<const float*>(w.codes + static_cast<size_t>(panel) * w.panel_bytes) +
+          k * kPanelRows;
+    } else {
+      ExpandPanel(w, panel, k, count, expanded);
+    }
+    int64_t m = 0;
+    for (; m + kFloatRows <= rows; m += kFloatRows) {
+      FloatRows<kFloatRows>(x + m * w.cols + k, w.cols, weights, count, acc + m * kPanelRows);
+    }
+    for (; m < rows; ++m) {
+      FloatRows<1>(x + m * w.cols + k, w.cols, weights, count, acc + m * kPanelRows);
+    }
+  }
+  for (int64_t m = 0; m < rows; ++m) {
+    const F value[2] = {Load(acc + m * kPanelRows), Load(acc + m * kPanelRows + 16)};
+    StorePanelRow(w, panel, value, out + m * w.rows);
+  }
+}
+
+template <int kRows, bool kNibbles>
+inline void Int8Tile(const PackedMatrix& w, int64_t panel, const Int8Rows& x, int64_t first,
+                     float* out) {
+  constexpr int kStep = kNibbles ? 8 : 4;
+  const uint8_t* words = w.codes + static_cast<size_t>(panel) * w.panel_bytes;
+  const int8_t* a = x.data + first * w.cols;
+  alignas(64) float acc[kRows][kPanelRows];
+  memset(acc, 0, sizeof(acc));
+  for (int64_t g = 0; g < x.groups; ++g) {
+    const int64_t begin = g * x.group;
+    const int64_t end = begin + x.group < w.cols ? begin + x.group : w.cols;
+    const int64_t scale_row = (panel * w.groups + begin / w.group) * kPanelRows;
+    I sum[kRows][2];
+    for (int m = 0; m < kRows; ++m) {
+      const int32_t total = x.sums[(first + m) * x.groups + g];
+      for (int v = 0; v < 2; ++v) {
+        if (kNibbles && w.zeros != nullptr) {
+          sum[m][v] = SubI(SetI(0), MulI(SetI(total), LoadU8(w.zeros + scale_row + 16 * v)));
+        } else {
+          sum[m][v] = SetI((kNibbles ? -8 : -128) * total);
+        }
+      }
+    }
+    for (int64_t k = begin; k < end; k += kStep, words += 128) {
+      const Bytes word0 = LoadBytes(words);
+      const Bytes word1 = LoadBytes(words + 64);
+      Prefetch(words + kPrefetchBytes);
+      Prefetch(words + kPrefetchBytes + 64);
+      if constexpr (kNibbles) {
+        const Bytes low0 = LowNibbles(word0);
+        const Bytes low1 = LowNibbles(word1);
+        const Bytes high0 = HighNibbles(word0);
+        const Bytes high1 = HighNibbles(word1);
+        for (int m = 0; m < kRows; ++m) {
+          const Quad near = LoadQuad(a + m * w.cols + k);
+          sum[m][0] = Dot(sum[m][0], low0, near);
+          sum[m][1] = Dot(sum[m][1], low1, near);
+          const Quad far = LoadQuad(a + m * w.cols + k + 4);
+          sum[m][0] = Dot(sum[m][0], high0, far);
+          sum[m][1] = Dot(sum[m][1], high1, far);
+        }
+      } else {
+        for (int m = 0; m < kRows; ++m) {
+          const Quad quad = LoadQuad(a + m * w.cols + k);
+          sum[m][0] = Dot(sum[m][0], word0, quad);
+          sum[m][1] = Dot(sum[m][1], word1, quad);
+        }
+      }
+    }
+    const F scale0 = LoadBF16(w.scales + scale_row);
+    const F scale1 = LoadBF16(w.scales + scale_row + 16);
+    for (int m = 0; m < kRows; ++m) {
+      const F s = Set(x.scales[(first + m) * x.groups + g]);
+      Store(acc[m], Fma(Convert(sum[m][0]), Mul(s, scale0), Load(acc[m])));
+      Store(acc[m] + 16, Fma(Convert(sum[m][1]), Mul(s, scale1), Load(acc[m] + 16)));
+    }
+  }
+  for (int m = 0; m < kRows; ++m) {
+    const F value[2] = {Load(acc[m]), Load(acc[m] + 16)};
+    StorePanelRow(w, panel, value, out + (first + m) * w.rows);
+  }
+}
+
+template <bool kNibbles>
+inline void Int8Panel(const PackedMatrix& w, int64_t panel, const Int8Rows& x, int64_t rows,
+                      float* out) {
+  int64_t m = 0;
+  for (; m + kIntRows <= rows; m += kIntRows) Int8Tile<kIntRows, kNibbles>(w, panel, x, m, out);
+  for (; m < rows; ++m) Int8Tile<1, kNibbles>(w, panel, x, m, out);
+}
+
+inline void LinearInt8(const PackedMatrix& w, int64_t panel, const Int8Rows& x, int64_t rows,
+                       float* out) {
+  if (w.packing == Packing::kU4) {
+    Int8Panel<true>(w, panel, x, rows, out);
+  } else {
+    Int8Panel<false>(w, panel, x, rows, out);
+  }
+}

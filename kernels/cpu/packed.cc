@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cpu/packed.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/codec.h"
+
+namespace nibble {
+namespace {
+
+// Below this many features a whole-row int32 sum of int8 products cannot overflow.
+constexpr int64_t kMaxInt8Cols = int64_t{1} << 17;
+
+constexpr size_t Align(size_t bytes) { return (bytes + 127) / 128 * 128; }
+
+Packing PackingOf(const Scheme& scheme) {
+  switch (scheme.code) {
+    case DType::kF32:
+      return Packing::kF32;
+    case DType::kF16:
+      return Packing::kF16;
+    case DType::kBF16:
+      return Packing::kBF16;
+    case DType::kI4:
+      return Packing::kU4;
+    default:
+      return Packing::kU8;
+  }
+}
+
+struct Layout {
+  int64_t panels, groups;
+  size_t panel_bytes, codes, scales, zeros, bias;
+  size_t total() const { return codes + scales + zeros + bias; }
+};
+
+Layout LayoutOf(const WeightView& w, bool has_bias) {
+  const Scheme& scheme = *w.scheme;
+  Layout layout{};
+  layout.panels = (w.rows + kPanelRows - 1) / kPanelRows;
+  layout.groups = scheme.quantized() ? scheme.GroupsPerRow(w.cols) : 0;
+  const int64_t padded = (w.cols + kPanelStep - 1) / kPanelStep * kPanelStep;
+  layout.panel_bytes = static_cast<size_t>(padded * kPanelRows * scheme.bits() / 8);
+  const auto panels = static_cast<size_t>(layout.panels);
+  const size_t entries = panels * static_cast<size_t>(layout.groups) * kPanelRows;
+  layout.codes = Align(panels * layout.panel_bytes);
+  layout.scales = Align(entries * sizeof(uint16_t));
+  layout.zeros = scheme.symmetric() ? 0 : Align(entries);
+  layout.bias = has_bias ? Align(static_cast<size_t>(w.rows) * sizeof(float)) : 0;
+  return layout;
+}
+
+// Four nibbles of the low 16 bits, one per byte.
+uint32_t SpreadNibbles(uint32_t x) {
+  x = (x | (x << 8)) & 0x00ff00ffu;
+  return (x | (x << 4)) & 0x0f0f0f0fu;
+}
+
+template <typename T>
+void PackPlainRow(const WeightView& w, int64_t row, int lane, uint8_t* panel) {
+  const T* source = static_cast<const T*>(w.codes) + row * w.cols;
+  T* out = reinterpret_cast<T*>(panel) + lane;
+  for (int64_t k = 0; k < w.cols; ++k) out[k * kPanelRows] = source[k];
+}
+
+// Words of four unsigned bytes: the stored ones, or int8 codes with their sign bit flipped.
+void PackByteRow(const WeightView& w, int64_t row, int lane, uint8_t* panel) {
+  const bool biased = w.scheme->container == Container::kPacked;
+  const auto* source =
+      static_cast<const uint8_t*>(w.codes) + row * (biased ? PackedWords(w.cols, 8) * 4 : w.cols);
+  for (int64_t k = 0; k < w.cols; k += 4) {
+    uint8_t four[4] = {};
+    std::memcpy(four, source + k, static_cast<size_t>(std::min<int64_t>(4, w.cols - k)));
+    if (!biased) {
+      for (int64_t j = 0; j < std::min<int64_t>(4, w.cols - k); ++j) four[j] ^= 0x80;
+    }
+    std::memcpy(panel + (k / 4 * kPanelRows + lane) * 4, four, 4);
+  }
+}
+
+void PackNibbleRow(const WeightView& w, int64_t row, int lane, uint8_t* panel) {
+  const auto* source = static_cast<const uint32_t*>(w.codes) + row * PackedWords(w.cols, 4);
+  for (int64_t k = 0; k < w.cols; k += 8) {
+    uint32_t word = source[k / 8];
+    if (w.cols - k < 8) word &= (1u << (4 * (w.cols - k))) - 1u;
+    const uint32_t packed = SpreadNibbles(word & 0xffffu) | (SpreadNibbles(word >> 16) << 4);
+    std::memcpy(panel + (k / 8 * kPanelRows + lane) * 4, &packed, 4);
+  }
+}
+
+}  // namespace
+
+absl::Status CheckPackable(const Scheme& scheme, int64_t cols) {
+  const auto unimplemented = [&scheme](std::string_view why) {
+    return absl::UnimplementedError(absl::StrCat("cpu: scheme '", std::string(scheme.name),
+                                                 "' has no kernel: ", std::string(why)));
+  };
+  if (!scheme.quantized()) return absl::OkStatus();
+  if (scheme.code != DType::kI4 && scheme.code != DType::kI8) {
+    return unimplemented("codes must have 4 or 8 bits");
+  }
+  if (scheme.container == Container::kBytes && scheme.code != DType::kI8) {
+    return unimplemented("bytes must hold 8-bit codes");
+  }
+  if (scheme.scale != DType::kBF16) return unimplemented("scales must be bf16");
+  if (scheme.group != kWholeRow && scheme.group % kPanelStep != 0) {
+    return unimplemented("groups must be a multiple of 8");
+  }
+  if (scheme.activation == Activation::kInt8PerToken && cols > kMaxInt8Cols) {
+    return unimplemented(absl::StrCat("input features ", cols, " exceed ", kMaxInt8Cols));
+  }
+  return absl::OkStatus();
+}
+
+size_t PackedBytes(const WeightView& w, bool has_bias) { return LayoutOf(w, has_bias).total(); }
+
+PackedMatrix PackWeight(const WeightView& w, const float* bias, uint8_t* memory, ThreadPool& pool) {
+  const Layout layout = LayoutOf(w, bias != nullptr);
+  uint8_t* codes = memory;
+  auto* scales = reinterpret_cast<uint16_t*>(memory + layout.codes);
+  uint8_t* zeros = memory + layout.codes + layout.scales;
+  const Packing packing = PackingOf(*w.scheme);
+  const int zero_bias = w.scheme->quantized() ? 1 << (w.scheme->bits() - 1) : 0;
+  pool.Run(layout.panels, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      uint8_t* out = codes + static_cast<size_t>(panel) * layout.panel_bytes;
+      const int64_t first = panel * kPanelRows;
+      const int count = static_cast<int>(std::min<int64_t>(kPanelRows, w.rows - first));
+      for (int lane = 0; lane < count; ++lane) {
+        const int64_t row = first + lane;
+        switch (packing) {
+          case Packing::kF32:
+            PackPlainRow<uint32_t>(w, row, lane, out);
+            break;
+          case Packing::kF16:
+          case Packing::kBF16:
+            PackPlainRow<uint16_t>(w, row, lane, out);
+            break;
+          case Packing::kU8:
+            PackByteRow(w, row, lane, out);
+            break;
+          case Packing::kU4:
+            PackNibbleRow(w, row, lane, out);
+            break;
+        }
+        for (int64_t g = 0; g < layout.groups; ++g) {
+          const int64_t at = (panel * layout.groups + g) * kPanelRows + lane;
+          scales[at] = static_cast<const uint16_t*>(w.scales)[row * layout.groups + g];
+          if (!w.scheme->symmetric()) {
+            zeros[at] = static_cast<uint8_t>(ReadZero(w, row, g) + zero_bias);
+          }
+        }
+      }
+    }
+  });
+  PackedMatrix packed;
+  packed.packing = packing;
+  packed.rows = w.rows;
+  packed.cols = w.cols;
+  packed.group = w.scheme->GroupWidth(w.cols);
+  packed.groups = layout.groups;
+  packed.panels = layout.panels;
+  packed.panel_bytes = layout.panel_bytes;
+  packed.codes = codes;
+  packed.scales = scales;
+  packed.zeros = w.scheme->symmetric() ? nullptr : zeros;
+  if (bias != nullptr) {
+    auto* copy = reinterpret_cast<float*>(memory + layout.codes + layout.scales + layout.zeros);
+    std::memcpy(copy, bias, static_cast<size_t>(w.rows) * sizeof(float));
+    packed.bias = copy;
+  }
+  return packed;
+}
+
+}  // namespace nibble

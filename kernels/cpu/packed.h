@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// Repacking of stored weights into panels.
+#pragma once
+
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "kernels/cpu/memory.h"
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/cpu/tier.h"
+
+namespace nibble {
+
+// OK if there is a packing for the scheme; Unimplemented naming the scheme otherwise.
+absl::Status CheckPackable(const Scheme& scheme, int64_t cols);
+
+// Bytes of the packed form: codes, scales, zero points and bias.
+size_t PackedBytes(const WeightView& w, bool has_bias);
+
+// Packs into `memory` (PackedBytes, zeroed, 128-byte aligned), which the result points into.
+PackedMatrix PackWeight(const WeightView& w, const float* bias, uint8_t* memory, ThreadPool& pool);
+
+}  // namespace nibble

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "kernels/backend.h"
+#include "kernels/codec.h"
+#include "tests/kernels/activations.h"
+#include "tests/kernels/random_weight.h"
+#include "tests/support/near.h"
+#include "tests/support/shapes.h"
+
+namespace nibble::testing {
+namespace {
+
+std::unique_ptr<Backend> Make(const std::string& tier, int threads) {
+  return MakeCpuBackend({.threads = threads, .tier = tier}).value();
+}
+
+// Rows of random activations in the formats that `linear` wants, written by a norm with weight 1.
+struct Input {
+  Input(Backend& backend, const PreparedLinear& linear, int64_t rows, int64_t cols, uint32_t seed)
+      : x(TakeFloats(backend, RandomFloats(rows * cols, seed))),
+        ones(TakeFloats(backend, std::vector<float>(static_cast<size_t>(cols), 1.0f))),
+        activations(backend, linear.input_formats(), rows, cols) {
+    RmsNormArgs args{};
+    args.x = x->as<float>();
+    args.weight = ones->as<float>();
+    args.eps = 1e-6f;
+    args.dim = cols;
+    args.num_rows = rows;
+    args.out = activations.set();
+    backend.RmsNorm(args);
+  }
+  std::unique_ptr<Buffer> x, ones;
+  Activations activations;
+};
+
+std::vector<float> Multiply(Backend& backend, const PreparedLinear& linear, const ActSet& in,
+                            int64_t rows, int64_t out_features) {
+  auto out = Take(backend, static_cast<size_t>(rows * out_features) * sizeof(float));
+  LinearArgs args{};
+  args.linear = &linear;
+  args.in = in;
+  args.rows = rows;
+  args.out[0].data = out->data();
+  backend.Linear(args);
+  EXPECT_TRUE(backend.Sync().ok());
+  return Floats32(*out, rows * out_features);
+}
+
+class LinearScheme : public ::testing::TestWithParam<const Scheme*> {};
+
+TEST_P(LinearScheme, EveryTierIsNearTheSumInDoublePrecisionAndEqualToTheScalarTier) {
+  const Scheme& scheme = *GetParam();
+  for (const Mode mode : {Mode::kExact, Mode::kFast}) {
+    for (const LinearShape& shape : kLinearShapes) {
+      SCOPED_TRACE(::testing::Message() << (mode == Mode::kExact ? "exact " : "fast ") << shape.rows
+                                        << " x " << shape.out << " x " << shape.in);
+      const RandomWeight weight(scheme, shape.out, shape.in, 7);
+      const std::vector<float> bias = RandomFloats(shape.out, 8);
+      std::vector<float> scalar;
+      for (const std::string& tier : Tiers()) {
+        auto backend = Make(tier, 1);
+        auto linear = backend->Prepare({{weight.view()}, {bias.data()}}, mode).value();
+        const Input input(*backend, *linear, shape.rows, shape.in, 9);
+        const auto y = Multiply(*backend, *linear, input.activations.set(), shape.rows, shape.out);
+        if (tier != "scalar") {
+          EXPECT_EQ(y, scalar) << tier;
+          continue;
+        }
+        scalar = y;
+        const ActView& x = input.activations.set().views[0];
+        for (int64_t m = 0; m < shape.rows; ++m) {
+          for (int64_t n = 0; n < shape.out; ++n) {
+            double sum = bias[static_cast<size_t>(n)];
+            double magnitude = std::abs(sum);
+            for (int64_t k = 0; k < shape.in; ++k) {
+              const double product = ActivationValue(x, m, k) * ReadWeight(weight.view(), n, k);
+              sum += product;
+              magnitude += std::abs(product);
+            }
+            ASSERT_TRUE(Near(y[static_cast<size_t>(m * shape.out + n)], sum,
+                             SumTolerance(kEpsilonF32, shape.in, magnitude)))
+                << m << ", " << n;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(LinearScheme, ARowDoesNotDependOnTheRowsBesideItNorOnThreads) {
+  const Scheme& scheme = *GetParam();
+  constexpr int64_t kRows = 37;
+  constexpr int64_t kOut = 203;
+  constexpr int64_t kIn = 300;
+  const RandomWeight weight(scheme, kOut, kIn, 3);
+  for (const std::string& tier : Tiers()) {
+    for (const Mode mode : {Mode::kExact, Mode::kFast}) {
+      std::vector<float> whole;
+      for (const int threads : {1, 2, 7}) {
+        auto backend = Make(tier, threads);
+        auto linear = backend->Prepare({{weight.view()}, {}}, mode).value();
+        const Input input(*backend, *linear, kRows, kIn, 5);
+        const ActSet& in = input.activations.set();
+        const auto y = Multiply(*backend, *linear, in, kRows, kOut);
+        if (threads == 1) whole = y;
+        EXPECT_EQ(y, whole) << tier << ", " << threads << " threads";
+        for (const int64_t row : {int64_t{0}, int64_t{11}, kRows - 1}) {
+          ActSet one = in;
+          ActView& view = one.views[0];
+          const int64_t groups = view.format.GroupsPerRow(kIn);
+          view.data = static_cast<uint8_t*>(view.data) +
+                      row * kIn * static_cast<int64_t>(BytesOf(view.format.dtype));
+          if (view.scales != nullptr) {
+            view.scales += row * groups;
+            view.sums += row * groups;
+          }
+          const auto alone = Multiply(*backend, *linear, one, 1, kOut);
+          EXPECT_EQ(alone, std::vector<float>(whole.begin() + row * kOut,
+                                              whole.begin() + (row + 1) * kOut))
+              << tier << ", row " << row;
+        }
+      }
+    }
+  }
+}
+
+std::vector<const Scheme*> AllSchemes() {
+  std::vector<const Scheme*> schemes;
+  for (const Scheme& scheme : kSchemes) schemes.push_back(&scheme);
+  return schemes;
+}
+
+std::string SchemeName(const ::testing::TestParamInfo<const Scheme*>& info) {
+  std::string name(info.param->name);
+  for (char& c : name) {
+    if (c == '-') c = '_';
+  }
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Schemes, LinearScheme, ::testing::ValuesIn(AllSchemes()), SchemeName);
+
+TEST(LinearGroupTest, WeightsOfDifferentSchemesShareOneInput) {
+  auto backend = Make("", 2);
+  const RandomWeight a(*FindScheme("int4-g32"), 40, 96, 1);
+  const RandomWeight b(*FindScheme("w8a8"), 33, 96, 2);
+  const RandomWeight c(*FindScheme("int4-g32-asym"), 7, 96, 3);
+  auto group = backend->Prepare({{a.view(), b.view(), c.view()}, {}}, Mode::kFast).value();
+  ASSERT_EQ(group->input_formats().size(), 2u);
+  EXPECT_EQ(group->input_formats()[0], (ActFormat{DType::kI8, 32}));
+  EXPECT_EQ(group->input_formats()[1], (ActFormat{DType::kI8, kWholeRow}));
+
+  const Input input(*backend, *group, 3, 96, 4);
+  std::vector<std::unique_ptr<Buffer>> outs;
+  LinearArgs args{};
+  args.linear = group.get();
+  args.in = input.activations.set();
+  args.rows = 3;
+  const RandomWeight* weights[] = {&a, &b, &c};
+  for (size_t i = 0; i < 3; ++i) {
+    outs.push_back(Take(*backend, static_cast<size_t>(3 * weights[i]->view().rows) * 4));
+    args.out[i].data = outs.back()->data();
+  }
+  backend->Linear(args);
+  for (size_t i = 0; i < 3; ++i) {
+    auto alone = backend->Prepare({{weights[i]->view()}, {}}, Mode::kFast).value();
+    const Input single(*backend, *alone, 3, 96, 4);
+    const int64_t count = 3 * weights[i]->view().rows;
+    EXPECT_EQ(Floats32(*outs[i], count),
+              Multiply(*backend, *alone, single.activations.set(), 3, weights[i]->view().rows));
+  }
+}
+
+TEST(LinearGroupTest, ModesStateTheInputTheyWant) {
+  auto backend = Make("", 1);
+  const auto format = [&](const char* scheme, Mode mode) {
+    const RandomWeight weight(*FindScheme(scheme), 4, 64, 1);
+    return backend->Prepare({{weight.view()}, {}}, mode).value()->input_formats()[0];
+  };
+  EXPECT_EQ(format("int4-g128", Mode::kExact), (ActFormat{DType::kF32, 0}));
+  EXPECT_EQ(format("int4-g64", Mode::kFast), (ActFormat{DType::kI8, 64}));
+  EXPECT_EQ(format("int8", Mode::kFast), (ActFormat{DType::kI8, 128}));
+  EXPECT_EQ(format("bf16", Mode::kFast), (ActFormat{DType::kF32, 0}));
+  EXPECT_EQ(format("w8a8", Mode::kExact), (ActFormat{DType::kI8, kWholeRow}));
+}
+
+TEST(LinearGroupTest, LargestCodesDoNotSaturate) {
+  // 127 * 255 in every product: sums of two such products overflow int16.
+  constexpr int64_t kIn = 256;
+  std::vector<int8_t> codes(kIn, 127);
+  const uint16_t scale = F32ToBF16(1.0f);
+  WeightView view{FindScheme("w8a8"), 1, kIn, codes.data(), &scale, nullptr};
+  for (const std::string& tier : Tiers()) {
+    auto backend = Make(tier, 1);
+    auto linear = backend->Prepare({{view}, {}}, Mode::kExact).value();
+    Activations in(*backend, linear->input_formats(), 1, kIn);
+    const ActView& x = in.set().views[0];
+    std::fill_n(static_cast<int8_t*>(x.data), kIn, int8_t{127});
+    x.scales[0] = 1.0f;
+    x.sums[0] = 127 * kIn;
+    EXPECT_EQ(Multiply(*backend, *linear, in.set(), 1, 1)[0], 127.0f * 127.0f * kIn) << tier;
+  }
+}
+
+TEST(CpuOptionsTest, AnUnknownTierIsRefusedWithTheOnesThereAre) {
+  const auto backend = MakeCpuBackend({.threads = 1, .tier = "mmx"});
+  EXPECT_EQ(backend.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(backend.status().message()), ::testing::HasSubstr("scalar"));
+  EXPECT_THAT(std::string(backend.status().message()), ::testing::HasSubstr("mmx"));
+  EXPECT_EQ(MakeCpuBackend({.threads = 257, .tier = ""}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(MakeCpuBackend({.threads = -1, .tier = ""}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST(CpuMemoryTest, AnImpossibleAllocationIsResourceExhausted) {
+  auto backend = Make("", 1);
+  EXPECT_EQ(backend->Allocate(size_t{1} << 60).status().code(),
+            absl::StatusCode::kResourceExhausted);
+}
+
+}  // namespace
+}  // namespace nibble::testing

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// A random weight in any scheme, in its stored form.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "kernels/codec.h"
+#include "kernels/scheme.h"
+
+namespace nibble::testing {
+
+class RandomWeight {
+ public:
+  RandomWeight(const Scheme& scheme, int64_t rows, int64_t cols, uint32_t seed) {
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    view_.scheme = &scheme;
+    view_.rows = rows;
+    view_.cols = cols;
+    const auto list = StoredTensors(scheme, rows, cols);
+    for (const StoredTensor& tensor : list) {
+      if (tensor.part == Part::kShape) continue;
+      std::vector<uint32_t>& data = parts_[static_cast<size_t>(tensor.part)];
+      data.assign(static_cast<size_t>(tensor.bytes() + 3) / 4 + 1, 0);
+    }
+    uint32_t* codes = parts_[0].data();
+    view_.codes = codes;
+    view_.scales = scheme.quantized() ? parts_[1].data() : nullptr;
+    view_.zeros = scheme.symmetric() ? nullptr : parts_[2].data();
+    if (!scheme.quantized()) {
+      for (int64_t i = 0; i < rows * cols; ++i) {
+        const float w = 0.1f * normal(random);
+        if (scheme.code == DType::kF32) {
+          reinterpret_cast<float*>(codes)[i] = w;
+        } else {
+          reinterpret_cast<uint16_t*>(codes)[i] =
+              scheme.code == DType::kF16 ? F32ToF16(w) : F32ToBF16(w);
+        }
+      }
+      return;
+    }
+    std::uniform_int_distribution<int> code(scheme.code_min(), scheme.code_max());
+    const int bits = scheme.bits();
+    for (int64_t n = 0; n < rows; ++n) {
+      for (int64_t k = 0; k < cols; ++k) {
+        const int q = code(random);
+        if (scheme.container == Container::kBytes) {
+          reinterpret_cast<int8_t*>(codes)[n * cols + k] = static_cast<int8_t>(q);
+        } else {
+          WriteBits(codes + n * PackedWords(cols, bits), k, bits,
+                    static_cast<uint32_t>(q - scheme.code_min()));
+        }
+      }
+      for (int64_t g = 0; g < scheme.GroupsPerRow(cols); ++g) {
+        const int64_t groups = scheme.GroupsPerRow(cols);
+        reinterpret_cast<uint16_t*>(parts_[1].data())[n * groups + g] =
+            F32ToBF16(0.01f * (0.5f + std::abs(normal(random))));
+        if (!scheme.symmetric()) {
+          const int zero_bits = BitsOf(scheme.zero);
+          const uint32_t zero = random() & ((1u << zero_bits) - 1u);
+          const int64_t bit = n * zero_bits;
+          parts_[2][static_cast<size_t>((bit >> 5) * groups + g)] |= zero << (bit & 31);
+        }
+      }
+    }
+  }
+
+  const WeightView& view() const { return view_; }
+
+ private:
+  WeightView view_;
+  std::vector<uint32_t> parts_[3];
+};
+
+}  // namespace nibble::testing
