@@ -1,0 +1,822 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "services/quantization/sqlite_job_store.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "services/quantization/status_macros.h"
+
+namespace nibble {
+namespace {
+
+// In the order that ReadJob reads them.
+#define JOB_COLUMNS                                                                            \
+  "id, tenant, creator, spec, recipe, scheme, kv_format, source, artifact_id, state, reason, " \
+  "message, pause_reason, cancel_requested, attempt, idle_attempts, leases_lost, worker, "     \
+  "lease_expiry, not_before, create_time, start_time, attempt_time, end_time, "                \
+  "attempt_fraction, phase, blocks_done, blocks_total, fraction, progress_message, "           \
+  "source_digest, artifact_digest, staged, artifact_bytes, "                                   \
+  "(SELECT COALESCE(MAX(sequence), 0) FROM events WHERE events.job = jobs.id), number"
+
+// Returns the job's number, which orders lists.
+int64_t ReadJob(Query& row, JobRecord& job) {
+  job.id = row.Text();
+  job.tenant = row.Text();
+  job.creator = row.Text();
+  job.spec = row.Text();
+  job.recipe = row.Text();
+  job.scheme = row.Text();
+  job.kv_format = row.Text();
+  job.source = row.Text();
+  job.artifact_id = row.Text();
+  job.state = static_cast<JobState>(row.Int());
+  job.reason = static_cast<JobReason>(row.Int());
+  job.message = row.Text();
+  job.pause_reason = row.Text();
+  job.cancel_requested = row.Bool();
+  job.attempt = row.Int();
+  job.idle_attempts = row.Int32();
+  job.leases_lost = row.Int();
+  job.worker = row.Text();
+  job.lease_expiry = row.Time();
+  job.not_before = row.Time();
+  job.create_time = row.Time();
+  job.start_time = row.Time();
+  job.attempt_time = row.Time();
+  job.end_time = row.Time();
+  job.attempt_fraction = row.Double();
+  job.progress.phase = row.Text();
+  job.progress.blocks_done = row.Int32();
+  job.progress.blocks_total = row.Int32();
+  job.progress.fraction = row.Double();
+  job.progress.message = row.Text();
+  job.source_digest = row.Text();
+  job.artifact_digest = row.Text();
+  job.staged = row.Text();
+  job.artifact_bytes = row.Int();
+  job.sequence = row.Int();
+  return row.Int();
+}
+
+int64_t ReadArtifact(Query& row, ArtifactRecord& artifact) {
+  artifact.id = row.Text();
+  artifact.digest = row.Text();
+  artifact.bytes = row.Int();
+  artifact.scheme = row.Text();
+  artifact.recipe = row.Text();
+  artifact.kv_format = row.Text();
+  artifact.quality = nlohmann::json::parse(row.Text(), nullptr, /*allow_exceptions=*/false);
+  artifact.job = row.Text();
+  artifact.source = row.Text();
+  artifact.source_digest = row.Text();
+  artifact.tenant = row.Text();
+  artifact.creator = row.Text();
+  artifact.create_time = row.Time();
+  return row.Int();
+}
+#define ARTIFACT_COLUMNS                                                                \
+  "id, digest, bytes, scheme, recipe, kv_format, quality, job, source, source_digest, " \
+  "tenant, creator, create_time, number"
+
+// UTF-8 text cut to at most `limit` bytes, never inside a character.
+std::string_view Cut(std::string_view text, size_t limit) {
+  if (text.size() <= limit) return text;
+  while (limit > 0 && (static_cast<unsigned char>(text[limit]) & 0xC0) == 0x80) --limit;
+  return text.substr(0, limit);
+}
+
+class SqliteJobStore : public JobStore {
+ public:
+  SqliteJobStore(SqliteDatabase& database, const Clock& clock, LeaseOptions options)
+      : db_(database), clock_(clock), options_(std::move(options)) {}
+
+  // ---- callers ----
+
+  absl::StatusOr<JobRecord> CreateJob(const NewJob& job) override {
+    std::string id = job.id;
+    NIBBLE_RETURN_IF_ERROR(db_.Write([&]() -> absl::Status {
+      if (!job.request_id.empty()) {
+        std::string earlier, digest;
+        NIBBLE_RETURN_IF_ERROR(db_.Each(
+            "SELECT id, request_digest FROM jobs "
+            "WHERE tenant = ? AND creator = ? AND request_id = ?",
+            [&](Query& row) {
+              earlier = row.Text();
+              digest = row.Text();
+            },
+            job.tenant, job.creator, job.request_id));
+        if (!earlier.empty()) {
+          if (digest != job.request_digest) {
+            return absl::AlreadyExistsError(
+                absl::StrCat("request_id '", job.request_id,
+                             "' was used for another request, which made jobs/", earlier));
+          }
+          id = earlier;
+          return absl::OkStatus();
+        }
+      }
+      return InsertJob(job);
+    }));
+    return GetJob(id);
+  }
+
+  absl::StatusOr<JobRecord> GetJob(const std::string& id) override {
+    const std::lock_guard lock(db_.mutex());
+    return FindJob(id);
+  }
+
+  absl::StatusOr<JobPage> ListJobs(const std::string& tenant, const std::vector<JobState>& states,
+                                   int32_t limit, int64_t before) override {
+    int64_t mask = states.empty() ? ~int64_t{0} : 0;
+    for (const JobState state : states) mask |= int64_t{1} << static_cast<int>(state);
+    JobPage page;
+    int64_t number = 0;
+    const std::lock_guard lock(db_.mutex());
+    NIBBLE_RETURN_IF_ERROR(db_.Each(
+        "SELECT " JOB_COLUMNS
+        " FROM jobs WHERE (?1 = '' OR tenant = ?1) AND ((1 << state) & ?2) != 0"
+        " AND (?3 = 0 OR number < ?3) ORDER BY number DESC LIMIT ?4",
+        [&](Query& row) { number = ReadJob(row, page.jobs.emplace_back()); }, tenant, mask, before,
+        limit));
+    if (static_cast<int32_t>(page.jobs.size()) == limit) page.next = number;
+    return page;
+  }
+
+  absl::StatusOr<JobRecord> RequestCancel(const std::string& id) override {
+    NIBBLE_RETURN_IF_ERROR(db_.Write([&]() -> absl::Status {
+      NIBBLE_ASSIGN_OR_RETURN(const JobRecord job, FindJob(id));
+      if (job.cancel_requested || IsTerminal(job.state) || job.state == JobState::kPublishing) {
+        return absl::OkStatus();
+      }
+      NIBBLE_RETURN_IF_ERROR(
+          db_.Run("UPDATE jobs SET cancel_requested = 1 WHERE id = ?", id).status());
+      NIBBLE_RETURN_IF_ERROR(AddEvent(id, JobEventKind::kCancelRequested));
+      if (job.state == JobState::kQueued)
+        return End(id, JobState::kCancelled, JobReason::kNone, "");
+      return absl::OkStatus();
+    }));
+    return GetJob(id);
+  }
+
+  absl::Status DeleteJob(const std::string& id) override {
+    return db_.Write([&]() -> absl::Status {
+      NIBBLE_ASSIGN_OR_RETURN(const JobRecord job, FindJob(id));
+      if (!IsTerminal(job.state)) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("jobs/", id, " has not ended; cancel it first"));
+      }
+      return db_.Run("DELETE FROM jobs WHERE id = ?", id).status();
+    });
+  }
+
+  absl::StatusOr<std::vector<JobEventRecord>> ListEvents(const std::string& id, int64_t after,
+                                                         int32_t limit) override {
+    std::vector<JobEventRecord> events;
+    const std::lock_guard lock(db_.mutex());
+    const auto read = [&](Query& row) {
+      JobEventRecord& event = events.emplace_back();
+      event.sequence = row.Int();
+      event.job = row.Text();
+      event.time = row.Time();
+      event.kind = static_cast<JobEventKind>(row.Int());
+      event.state = static_cast<JobState>(row.Int());
+      event.attempt = row.Int();
+      event.end = static_cast<AttemptEnd>(row.Int());
+      event.progress.phase = row.Text();
+      event.progress.blocks_done = row.Int32();
+      event.progress.blocks_total = row.Int32();
+      event.progress.fraction = row.Double();
+      event.progress.message = row.Text();
+      event.message = row.Text();
+      event.seconds = row.Double();
+    };
+#define EVENT_COLUMNS                                                            \
+  "sequence, job, time, kind, state, attempt, attempt_end, phase, blocks_done, " \
+  "blocks_total, fraction, progress_message, message, seconds"
+    if (id.empty()) {
+      NIBBLE_RETURN_IF_ERROR(db_.Each("SELECT " EVENT_COLUMNS
+                                      " FROM events WHERE sequence > ? ORDER BY sequence LIMIT ?",
+                                      read, after, limit));
+    } else {
+      NIBBLE_RETURN_IF_ERROR(
+          db_.Each("SELECT " EVENT_COLUMNS
+                   " FROM events WHERE job = ? AND sequence > ? ORDER BY sequence LIMIT ?",
+                   read, id, after, limit));
+    }
+    return events;
+  }
+
+  absl::StatusOr<int64_t> LastSequence() override {
+    const std::lock_guard lock(db_.mutex());
+    return db_.Integer("SELECT COALESCE(MAX(sequence), 0) FROM events");
+  }
+
+  absl::StatusOr<std::vector<LogRecord>> ListLogs(const std::string& id, int64_t after,
+                                                  int32_t limit) override {
+    std::vector<LogRecord> lines;
+    const std::lock_guard lock(db_.mutex());
+    NIBBLE_RETURN_IF_ERROR(FindJob(id).status());
+    NIBBLE_RETURN_IF_ERROR(db_.Each(
+        "SELECT line, time, attempt, text FROM logs WHERE job = ? AND line > ? "
+        "ORDER BY line LIMIT ?",
+        [&](Query& row) {
+          LogRecord& record = lines.emplace_back();
+          record.line = row.Int();
+          record.time = row.Time();
+          record.attempt = row.Int();
+          record.text = row.Text();
+        },
+        id, after, limit));
+    return lines;
+  }
+
+  absl::StatusOr<std::string> GetReport(const std::string& id) override {
+    const std::lock_guard lock(db_.mutex());
+    NIBBLE_RETURN_IF_ERROR(FindJob(id).status());
+    std::string report;
+    NIBBLE_RETURN_IF_ERROR(db_.Each(
+        "SELECT report FROM jobs WHERE id = ?", [&](Query& row) { report = row.Text(); }, id));
+    if (report.empty()) return absl::NotFoundError(absl::StrCat("jobs/", id, " has no report"));
+    return report;
+  }
+
+  absl::StatusOr<std::vector<Count>> CountJobs() override {
+    std::vector<Count> counts;
+    const std::lock_guard lock(db_.mutex());
+    NIBBLE_RETURN_IF_ERROR(db_.Each(
+        "SELECT state, recipe, COUNT(*) FROM jobs GROUP BY state, recipe", [&](Query& row) {
+          Count& count = counts.emplace_back();
+          count.state = static_cast<JobState>(row.Int());
+          count.recipe = row.Text();
+          count.jobs = row.Int();
+        }));
+    return counts;
+  }
+
+  // ---- workers ----
+
+  absl::StatusOr<std::optional<JobRecord>> LeaseNext(const std::string& worker) override {
+    std::optional<JobRecord> leased;
+    // Idle workers ask often: they look before they take the write lock.
+    NIBBLE_ASSIGN_OR_RETURN(
+        const int64_t candidates,
+        Locked("SELECT COUNT(*) FROM jobs WHERE state = ?1 OR (state = ?2 AND lease_expiry <= ?3)",
+               JobState::kQueued, JobState::kRunning, clock_.Now()));
+    if (candidates == 0) return leased;
+    NIBBLE_RETURN_IF_ERROR(db_.Write([&]() -> absl::Status {
+      NIBBLE_RETURN_IF_ERROR(RequeueExpired().status());
+      const absl::Time now = clock_.Now();
+      std::string id;
+      // `not_before` is at most an hour away unless the clock was set back since.
+      NIBBLE_RETURN_IF_ERROR(db_.Each(
+          "SELECT id FROM jobs WHERE state = ? AND (not_before <= ? OR not_before > ?) "
+          "ORDER BY number LIMIT 1",
+          [&](Query& row) { id = row.Text(); }, JobState::kQueued, now, now + absl::Hours(1)));
+      if (id.empty()) return absl::OkStatus();
+      const absl::StatusOr<int64_t> waited =
+          db_.Integer("SELECT ?1 - queued_time FROM jobs WHERE id = ?2", now, id);
+      NIBBLE_RETURN_IF_ERROR(waited.status());
+      NIBBLE_RETURN_IF_ERROR(
+          db_.Run("UPDATE jobs SET state = ?1, attempt = attempt + 1, "
+                  "idle_attempts = idle_attempts + 1, worker = ?2, lease_expiry = ?3, "
+                  "start_time = CASE start_time WHEN 0 THEN ?4 ELSE start_time END, "
+                  "attempt_time = ?4, block_time = ?4, attempt_fraction = -1, pause_reason = '' "
+                  "WHERE id = ?5",
+                  JobState::kRunning, worker, now + options_.lease, now, id)
+              .status());
+      NIBBLE_RETURN_IF_ERROR(AddEvent(id, JobEventKind::kStateChanged, AttemptEnd::kNone, "",
+                                      std::max(0.0, static_cast<double>(*waited) * 1e-6)));
+      NIBBLE_ASSIGN_OR_RETURN(leased, FindJob(id));
+      return absl::OkStatus();
+    }));
+    return leased;
+  }
+
+  absl::StatusOr<bool> Renew(const Lease& lease) override {
+    bool cancel = false;
+    NIBBLE_RETURN_IF_ERROR(db_.Write([&]() -> absl::Status {
+      const absl::StatusOr<int64_t> changed = db_.Run(
+          "UPDATE jobs SET lease_expiry = ? WHERE id = ? AND attempt = ? AND state IN (2, 3)",
+          clock_.Now() + options_.lease, lease.job, lease.attempt);
+      NIBBLE_RETURN_IF_ERROR(Stands(changed, lease));
+      NIBBLE_ASSIGN_OR_RETURN(const int64_t requested, CancelRequested(lease));
+      cancel = requested != 0;
+      return absl::OkStatus();
+    }));
+    return cancel;
+  }
+
+  absl::StatusOr<bool> CheckLease(const Lease& lease) override {
+    const std::lock_guard lock(db_.mutex());
+    NIBBLE_ASSIGN_OR_RETURN(
+        const int64_t standing,
+        db_.Integer("SELECT COUNT(*) FROM jobs WHERE id = ? AND attempt = ? AND state IN (2, 3)",
+                    lease.job, lease.attempt));
+    NIBBLE_RETURN_IF_ERROR(Stands(standing, lease));
+    NIBBLE_ASSIGN_OR_RETURN(const int64_t requested, CancelRequested(lease));
+    return requested != 0;
+  }
+
+  absl::Status RecordSource(const Lease& lease, const std::string& digest) override {
+    return db_.Write([&]() -> absl::Status {
+      NIBBLE_ASSIGN_OR_RETURN(const JobRecord job, FindRunning(lease));
+      if (job.source_digest == digest) return absl::OkStatus();
+      if (!job.source_digest.empty()) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("source '", job.source, "' changed between attempts: its digest was ",
+                         job.source_digest, " and is ", digest));
+      }
+      return db_.Run("UPDATE jobs SET source_digest = ? WHERE id = ?", digest, lease.job).status();
+    });
+  }
+
+  absl::Status RecordProgress(const Lease& lease, const std::optional<PipelineProgress>& progress,
+                              const std::vector<std::string>& log_lines) override {
+    return db_.Write([&]() -> absl::Status {
+      NIBBLE_RETURN_IF_ERROR(FindRunning(lease).status());
+      if (progress.has_value()) {
+        NIBBLE_RETURN_IF_ERROR(
+            db_.Run(
+                   "UPDATE jobs SET phase = ?1, blocks_done = ?2, blocks_total = ?3, "
+                   "fraction = ?4, progress_message = ?5, attempt_fraction = "
+                   "CASE WHEN attempt_fraction < 0 THEN ?4 ELSE attempt_fraction END WHERE id = ?6",
+                   Cut(progress->phase, 64), progress->blocks_done, progress->blocks_total,
+                   std::clamp(progress->fraction, 0.0, 1.0), Cut(progress->message, 1024),
+                   lease.job)
+                .status());
+        NIBBLE_RETURN_IF_ERROR(db_.Run("DELETE FROM events WHERE job = ? AND kind = ?", lease.job,
+                                       JobEventKind::kProgress)
+                                   .status());
+        NIBBLE_RETURN_IF_ERROR(AddEvent(lease.job, JobEventKind::kProgress));
+      }
+      return AddLogs(lease, log_lines);
+    });
+  }
+
+  absl::Status CommitCheckpoint(const Lease& lease, const PipelineCheckpoint& checkpoint) override {
+    if (checkpoint.files.size() != checkpoint.sha256.size()) {
+      return absl::InternalError(absl::StrCat("checkpoint: ", checkpoint.files.size(),
+                                              " files and ", checkpoint.sha256.size(), " digests"));
+    }
+    nlohmann::json files = nlohmann::json::array();
+    for (size_t i = 0; i < checkpoint.files.size(); ++i) {
+      files.push_back({checkpoint.files[i], checkpoint.sha256[i]});
+    }
+    return db_.Write([&]() -> absl::Status {
+      NIBBLE_RETURN_IF_ERROR(FindRunning(lease).status());
+      NIBBLE_RETURN_IF_ERROR(
+          db_.Run("INSERT INTO checkpoints (job, attempt, blocks_done, files) VALUES (?, ?, ?, ?)",
+                  lease.job, lease.attempt, checkpoint.blocks_done, files.dump())
+              .status());
+      const absl::Time now = clock_.Now();
+      NIBBLE_ASSIGN_OR_RETURN(
+          const int64_t micros,
+          db_.Integer("SELECT ?1 - block_time FROM jobs WHERE id = ?2", now, lease.job));
+      NIBBLE_RETURN_IF_ERROR(
+          db_.Run("UPDATE jobs SET block_time = ?1, blocks_done = ?2, "
+                  "idle_attempts = CASE WHEN ?2 > best_blocks THEN 0 ELSE idle_attempts END, "
+                  "best_blocks = MAX(best_blocks, ?2) WHERE id = ?3",
+                  now, checkpoint.blocks_done, lease.job)
+              .status());
+      return AddEvent(lease.job, JobEventKind::kBlockDone, AttemptEnd::kNone, "",
+                      std::max(0.0, static_cast<double>(micros) * 1e-6));
+    });
+  }
+
+  absl::StatusOr<std::vector<PipelineCheckpoint>> Checkpoints(const std::string& id) override {
+    std::vector<PipelineCheckpoint> checkpoints;
+    const std::lock_guard lock(db_.mutex());
+    NIBBLE_RETURN_IF_ERROR(db_.Each(
+        "SELECT blocks_done, files FROM checkpoints WHERE job = ? ORDER BY number",
+        [&](Query& row) {
+          PipelineCheckpoint& checkpoint = checkpoints.emplace_back();
+          checkpoint.blocks_done = row.Int32();
+          for (const nlohmann::json& file : nlohmann::json::parse(row.Text())) {
+            checkpoint.files.push_back(file.at(0));
+            checkpoint.sha256.push_back(file.at(1));
+          }
+        },
+        id));
+    return checkpoints;
+  }
+
+  absl::Status BeginPublish(const Lease& lease, const PublishIntent& intent,
+                            const std::string& report) override {
+    return db_.Write([&]() -> absl::Status {
+      NIBBLE_ASSIGN_OR_RETURN(const JobRecord job, FindRunning(lease));
+      if (job.cancel_requested) {
+        return absl::CancelledError(absl::StrCat("jobs/", lease.job, " was cancelled"));
+      }
+      NIBBLE_ASSIGN_OR_RETURN(
+          const int64_t doomed,
+          db_.Integer("SELECT COUNT(*) FROM doomed WHERE digest = ?", intent.digest));
+      if (doomed != 0) {
+        return absl::UnavailableError(
+            absl::StrCat("artifacts directory ", intent.digest, " is being deleted"));
+      }
+      NIBBLE_RETURN_IF_ERROR(
+          db_.Run("UPDATE jobs SET state = ?, artifact_digest = ?, staged = ?, artifact_bytes = ?, "
+                  "quality = ?, report = ? WHERE id = ?",
+                  JobState::kPublishing, intent.digest, intent.staged, intent.bytes,
+                  intent.quality.dump(), report, lease.job)
+              .status());
+      return AddEvent(lease.job, JobEventKind::kStateChanged);
+    });
+  }
+
+  absl::Status FinishPublish(const Lease& lease) override {
+    return db_.Write([&]() -> absl::Status {
+      const absl::Time now = clock_.Now();
+      const absl::StatusOr<int64_t> inserted = db_.Run(
+          "INSERT INTO artifacts (id, digest, bytes, scheme, recipe, kv_format, quality, job, "
+          "source, source_digest, tenant, creator, create_time) "
+          "SELECT artifact_id, artifact_digest, artifact_bytes, scheme, recipe, kv_format, "
+          "quality, "
+          "id, source, source_digest, tenant, creator, ? FROM jobs "
+          "WHERE id = ? AND attempt = ? AND state = ?",
+          now, lease.job, lease.attempt, JobState::kPublishing);
+      NIBBLE_RETURN_IF_ERROR(Stands(inserted, lease));
+      return End(lease.job, JobState::kSucceeded, JobReason::kNone, "");
+    });
+  }
+
+  absl::Status Fail(const Lease& lease, JobReason reason, const std::string& message,
+                    const std::string& report) override {
+    return db_.Write([&]() -> absl::Status {
+      NIBBLE_RETURN_IF_ERROR(FindRunning(lease).status());
+      NIBBLE_RETURN_IF_ERROR(
+          db_.Run("UPDATE jobs SET report = ? WHERE id = ?", report, lease.job).status());
+      return End(lease.job, JobState::kFailed, reason, message);
+    });
+  }
+
+  absl::Status EndAttempt(const Lease& lease, AttemptEnd end, const std::string& message,
+                          absl::Duration delay) override {
+    return db_.Write([&]() -> absl::Status {
+      NIBBLE_ASSIGN_OR_RETURN(
+          const int64_t standing,
+          db_.Integer("SELECT COUNT(*) FROM jobs WHERE id = ? AND attempt = ? AND state IN (2, 3)",
+                      lease.job, lease.attempt));
+      NIBBLE_RETURN_IF_ERROR(Stands(standing, lease));
+      NIBBLE_ASSIGN_OR_RETURN(const JobRecord job, FindJob(lease.job));
+      return EndAttemptOf(job, end, message, delay);
+    });
+  }
+
+  // ---- the service ----
+
+  absl::StatusOr<int> ReclaimExpired() override {
+    int count = 0;
+    NIBBLE_ASSIGN_OR_RETURN(
+        const int64_t expired,
+        Locked("SELECT COUNT(*) FROM jobs WHERE state = ? AND lease_expiry <= ?",
+               JobState::kRunning, clock_.Now()));
+    if (expired == 0) return count;
+    NIBBLE_RETURN_IF_ERROR(db_.Write([&]() -> absl::Status {
+      NIBBLE_ASSIGN_OR_RETURN(count, RequeueExpired());
+      return absl::OkStatus();
+    }));
+    return count;
+  }
+
+  absl::StatusOr<int> ReclaimFrom(const std::string& worker, const std::string& message) override {
+    int count = 0;
+    NIBBLE_RETURN_IF_ERROR(db_.Write([&]() -> absl::Status {
+      std::vector<JobRecord> jobs;
+      const std::string prefix = worker + "@";
+      NIBBLE_RETURN_IF_ERROR(db_.Each(
+          "SELECT " JOB_COLUMNS " FROM jobs WHERE state = ?1 AND substr(worker, 1, ?2) = ?3",
+          [&](Query& row) { ReadJob(row, jobs.emplace_back()); }, JobState::kRunning,
+          static_cast<int64_t>(prefix.size()), prefix));
+      for (const JobRecord& job : jobs) {
+        NIBBLE_RETURN_IF_ERROR(
+            EndAttemptOf(job, AttemptEnd::kCrashed, message, absl::ZeroDuration()));
+      }
+      count = static_cast<int>(jobs.size());
+      return absl::OkStatus();
+    }));
+    return count;
+  }
+
+  absl::StatusOr<std::optional<JobRecord>> TakeOverPublish(const std::string& worker) override {
+    std::optional<JobRecord> taken;
+    NIBBLE_ASSIGN_OR_RETURN(
+        const int64_t publishing,
+        Locked("SELECT COUNT(*) FROM jobs WHERE state = ?", JobState::kPublishing));
+    if (publishing == 0) return taken;
+    NIBBLE_RETURN_IF_ERROR(db_.Write([&]() -> absl::Status {
+      const absl::Time now = clock_.Now();
+      std::vector<JobRecord> jobs;
+      NIBBLE_RETURN_IF_ERROR(db_.Each(
+          "SELECT " JOB_COLUMNS " FROM jobs WHERE state = ? ORDER BY number",
+          [&](Query& row) { ReadJob(row, jobs.emplace_back()); }, JobState::kPublishing));
+      for (const JobRecord& job : jobs) {
+        if (job.lease_expiry > now && options_.worker_lives(job.worker)) continue;
+        NIBBLE_RETURN_IF_ERROR(
+            db_.Run("UPDATE jobs SET attempt = attempt + 1, worker = ?, lease_expiry = ? "
+                    "WHERE id = ?",
+                    worker, now + options_.lease, job.id)
+                .status());
+        NIBBLE_ASSIGN_OR_RETURN(taken, FindJob(job.id));
+        break;
+      }
+      return absl::OkStatus();
+    }));
+    return taken;
+  }
+
+  // ---- artifacts ----
+
+  absl::StatusOr<ArtifactRecord> GetArtifact(const std::string& id) override {
+    const std::lock_guard lock(db_.mutex());
+    return FindArtifact(id);
+  }
+
+  absl::StatusOr<ArtifactPage> ListArtifacts(const std::string& tenant, int32_t limit,
+                                             int64_t before) override {
+    ArtifactPage page;
+    int64_t number = 0;
+    const std::lock_guard lock(db_.mutex());
+    NIBBLE_RETURN_IF_ERROR(db_.Each(
+        "SELECT " ARTIFACT_COLUMNS
+        " FROM artifacts WHERE (?1 = '' OR tenant = ?1) AND (?2 = 0 OR number < ?2) "
+        "ORDER BY number DESC LIMIT ?3",
+        [&](Query& row) { number = ReadArtifact(row, page.artifacts.emplace_back()); }, tenant,
+        before, limit));
+    if (static_cast<int32_t>(page.artifacts.size()) == limit) page.next = number;
+    return page;
+  }
+
+  absl::StatusOr<std::optional<std::string>> DeleteArtifact(const std::string& id) override {
+    std::optional<std::string> doomed;
+    NIBBLE_RETURN_IF_ERROR(db_.Write([&]() -> absl::Status {
+      NIBBLE_ASSIGN_OR_RETURN(const ArtifactRecord artifact, FindArtifact(id));
+      NIBBLE_RETURN_IF_ERROR(db_.Run("DELETE FROM artifacts WHERE id = ?", id).status());
+      NIBBLE_ASSIGN_OR_RETURN(const bool orphan, DoomOrphan(artifact.digest));
+      if (orphan) doomed = artifact.digest;
+      return absl::OkStatus();
+    }));
+    return doomed;
+  }
+
+  absl::StatusOr<bool> DoomIfOrphan(const std::string& digest) override {
+    bool orphan = false;
+    NIBBLE_RETURN_IF_ERROR(db_.Write([&]() -> absl::Status {
+      NIBBLE_ASSIGN_OR_RETURN(orphan, DoomOrphan(digest));
+      return absl::OkStatus();
+    }));
+    return orphan;
+  }
+
+  absl::StatusOr<std::vector<std::string>> ListDoomed() override {
+    std::vector<std::string> digests;
+    const std::lock_guard lock(db_.mutex());
+    NIBBLE_RETURN_IF_ERROR(db_.Each("SELECT digest FROM doomed ORDER BY digest",
+                                    [&](Query& row) { digests.push_back(row.Text()); }));
+    return digests;
+  }
+
+  absl::Status FinishDelete(const std::string& digest) override {
+    return db_.Write(
+        [&] { return db_.Run("DELETE FROM doomed WHERE digest = ?", digest).status(); });
+  }
+
+ private:
+  // A number read under the mutex, outside any transaction.
+  template <typename... Parameters>
+  absl::StatusOr<int64_t> Locked(const char* sql, const Parameters&... parameters) {
+    const std::lock_guard lock(db_.mutex());
+    return db_.Integer(sql, parameters...);
+  }
+
+  // Everything below runs under the database's mutex, the writing ones inside a transaction.
+
+  absl::StatusOr<JobRecord> FindJob(const std::string& id) {
+    std::optional<JobRecord> job;
+    NIBBLE_RETURN_IF_ERROR(db_.Each(
+        "SELECT " JOB_COLUMNS " FROM jobs WHERE id = ?",
+        [&](Query& row) { ReadJob(row, job.emplace()); }, id));
+    if (!job.has_value()) return absl::NotFoundError(absl::StrCat("there is no jobs/", id));
+    return *std::move(job);
+  }
+
+  absl::StatusOr<ArtifactRecord> FindArtifact(const std::string& id) {
+    std::optional<ArtifactRecord> artifact;
+    NIBBLE_RETURN_IF_ERROR(db_.Each(
+        "SELECT " ARTIFACT_COLUMNS " FROM artifacts WHERE id = ?",
+        [&](Query& row) { ReadArtifact(row, artifact.emplace()); }, id));
+    if (!artifact.has_value()) {
+      return absl::NotFoundError(absl::StrCat("there is no artifacts/", id));
+    }
+    return *std::move(artifact);
+  }
+
+  // The compare of every compare-and-set on (job, attempt, RUNNING). The transaction that calls it
+  // holds the write lock, so what it read cannot change before it commits.
+  absl::StatusOr<JobRecord> FindRunning(const Lease& lease) {
+    absl::StatusOr<JobRecord> job = FindJob(lease.job);
+    const bool stands =
+        job.ok() && job->attempt == lease.attempt && job->state == JobState::kRunning;
+    if (!stands) {
+      if (!job.ok() && !absl::IsNotFound(job.status())) return job.status();
+      return Lost(lease);
+    }
+    return job;
+  }
+
+  static absl::Status Lost(const Lease& lease) {
+    return absl::AbortedError(
+        absl::StrCat("attempt ", lease.attempt, " of jobs/", lease.job, " has lost its lease"));
+  }
+
+  // Of the number of rows that matched a lease.
+  static absl::Status Stands(const absl::StatusOr<int64_t>& rows, const Lease& lease) {
+    if (!rows.ok()) return rows.status();
+    return *rows == 0 ? Lost(lease) : absl::OkStatus();
+  }
+
+  absl::StatusOr<int64_t> CancelRequested(const Lease& lease) {
+    return db_.Integer("SELECT cancel_requested FROM jobs WHERE id = ?", lease.job);
+  }
+
+  absl::Status InsertJob(const NewJob& job) {
+    NIBBLE_ASSIGN_OR_RETURN(const int64_t unfinished,
+                            db_.Integer("SELECT COUNT(*) FROM jobs WHERE tenant = ? AND state <= ?",
+                                        job.tenant, JobState::kPublishing));
+    if (unfinished >= job.max_queued) {
+      return absl::ResourceExhaustedError(absl::StrCat("tenant '", job.tenant, "' has ", unfinished,
+                                                       " unfinished jobs; at most ", job.max_queued,
+                                                       " are allowed"));
+    }
+    NIBBLE_ASSIGN_OR_RETURN(
+        const int64_t taken,
+        db_.Integer("SELECT (SELECT COUNT(*) FROM artifacts WHERE id = ?1) + "
+                    "(SELECT COUNT(*) FROM jobs WHERE artifact_id = ?1 AND state <= ?2)",
+                    job.artifact_id, JobState::kPublishing));
+    if (taken != 0) {
+      return absl::AlreadyExistsError(absl::StrCat("artifact_id: artifacts/", job.artifact_id,
+                                                   " exists, or an unfinished job will make it"));
+    }
+    const absl::Time now = clock_.Now();
+    if (job.request_id.empty()) {
+      NIBBLE_RETURN_IF_ERROR(InsertRow(job, nullptr, now));
+    } else {
+      NIBBLE_RETURN_IF_ERROR(InsertRow(job, job.request_id, now));
+    }
+    for (const std::string& resource : job.resources) {
+      NIBBLE_ASSIGN_OR_RETURN(
+          const int64_t found,
+          db_.Integer("SELECT COUNT(*) FROM resources WHERE name = ?", resource));
+      if (found == 0) return absl::NotFoundError(absl::StrCat("there is no ", resource));
+      NIBBLE_RETURN_IF_ERROR(
+          db_.Run("INSERT OR IGNORE INTO job_resources (job, resource) VALUES (?, ?)", job.id,
+                  resource)
+              .status());
+    }
+    return AddEvent(job.id, JobEventKind::kStateChanged);
+  }
+
+  template <typename RequestId>
+  absl::Status InsertRow(const NewJob& job, const RequestId& request_id, absl::Time now) {
+    return db_
+        .Run(
+            "INSERT INTO jobs (id, tenant, creator, request_id, request_digest, spec, recipe, "
+            "scheme, kv_format, source, artifact_id, state, queued_time, create_time) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            job.id, job.tenant, job.creator, request_id, job.request_digest, Blob{job.spec},
+            job.recipe, job.scheme, job.kv_format, job.source, job.artifact_id, JobState::kQueued,
+            now, now)
+        .status();
+  }
+
+  // An event with the job's state and progress of now.
+  absl::Status AddEvent(const std::string& id, JobEventKind kind,
+                        AttemptEnd end = AttemptEnd::kNone, std::string_view message = "",
+                        double seconds = 0) {
+    return db_
+        .Run(
+            "INSERT INTO events (job, time, kind, state, attempt, attempt_end, phase, "
+            "blocks_done, blocks_total, fraction, progress_message, message, seconds) "
+            "SELECT id, ?, ?, state, attempt, ?, phase, blocks_done, blocks_total, fraction, "
+            "progress_message, ?, ? FROM jobs WHERE id = ?",
+            clock_.Now(), kind, end, Cut(message, kMaxLogLineBytes), seconds, id)
+        .status();
+  }
+
+  absl::Status AddLogs(const Lease& lease, const std::vector<std::string>& lines) {
+    if (lines.empty()) return absl::OkStatus();
+    const absl::Time now = clock_.Now();
+    for (const std::string& line : lines) {
+      NIBBLE_RETURN_IF_ERROR(
+          db_.Run("INSERT INTO logs (job, time, attempt, text) VALUES (?, ?, ?, ?)", lease.job, now,
+                  lease.attempt, Cut(line, kMaxLogLineBytes))
+              .status());
+    }
+    // Trimmed when a tenth is too much, so that most batches need not count.
+    NIBBLE_RETURN_IF_ERROR(db_.Run("UPDATE jobs SET log_lines = log_lines + ? WHERE id = ?",
+                                   static_cast<int64_t>(lines.size()), lease.job)
+                               .status());
+    NIBBLE_ASSIGN_OR_RETURN(const int64_t kept,
+                            db_.Integer("SELECT log_lines FROM jobs WHERE id = ?", lease.job));
+    if (kept <= kMaxLogLines) return absl::OkStatus();
+    NIBBLE_RETURN_IF_ERROR(
+        db_.Run("DELETE FROM logs WHERE job = ?1 AND line <= (SELECT line FROM logs WHERE job = ?1 "
+                "ORDER BY line DESC LIMIT 1 OFFSET ?2)",
+                lease.job, int64_t{kMaxLogLines - kMaxLogLines / 10})
+            .status());
+    return db_
+        .Run("UPDATE jobs SET log_lines = (SELECT COUNT(*) FROM logs WHERE job = ?1) WHERE id = ?1",
+             lease.job)
+        .status();
+  }
+
+  absl::StatusOr<int> RequeueExpired() {
+    const absl::Time now = clock_.Now();
+    std::vector<JobRecord> jobs;
+    NIBBLE_RETURN_IF_ERROR(db_.Each(
+        "SELECT " JOB_COLUMNS " FROM jobs WHERE state = ? AND lease_expiry <= ?",
+        [&](Query& row) { ReadJob(row, jobs.emplace_back()); }, JobState::kRunning, now));
+    for (const JobRecord& job : jobs) {
+      const bool lives = options_.worker_lives(job.worker);
+      NIBBLE_RETURN_IF_ERROR(EndAttemptOf(
+          job, lives ? AttemptEnd::kLeaseLost : AttemptEnd::kCrashed,
+          lives ? "the worker did not renew its lease in time" : "the worker process died",
+          absl::ZeroDuration()));
+    }
+    return static_cast<int>(jobs.size());
+  }
+
+  absl::Status EndAttemptOf(const JobRecord& job, AttemptEnd end, const std::string& message,
+                            absl::Duration delay) {
+    const bool counts = end == AttemptEnd::kCrashed || end == AttemptEnd::kFailed;
+    const absl::Time now = clock_.Now();
+    NIBBLE_RETURN_IF_ERROR(db_.Run("UPDATE jobs SET idle_attempts = MAX(0, idle_attempts - ?), "
+                                   "leases_lost = leases_lost + ?, message = ? WHERE id = ?",
+                                   int64_t{counts ? 0 : 1},
+                                   int64_t{end == AttemptEnd::kLeaseLost ? 1 : 0},
+                                   Cut(message, kMaxLogLineBytes), job.id)
+                               .status());
+    NIBBLE_RETURN_IF_ERROR(AddEvent(job.id, JobEventKind::kAttemptEnded, end, message));
+    if (job.cancel_requested) return End(job.id, JobState::kCancelled, JobReason::kNone, "");
+    if (counts && job.idle_attempts >= kMaxIdleAttempts) {
+      return End(
+          job.id, JobState::kFailed, JobReason::kAttemptsExhausted,
+          absl::StrCat(job.idle_attempts,
+                       " consecutive attempts finished no new block; the last error: ", message));
+    }
+    NIBBLE_RETURN_IF_ERROR(
+        db_.Run("UPDATE jobs SET state = ?, worker = '', lease_expiry = 0, not_before = ?, "
+                "queued_time = ?, staged = '', artifact_digest = '', pause_reason = ? WHERE id = ?",
+                JobState::kQueued, now + delay, now,
+                end == AttemptEnd::kPaused ? std::string_view(message) : std::string_view(), job.id)
+            .status());
+    NIBBLE_RETURN_IF_ERROR(AddEvent(job.id, JobEventKind::kStateChanged));
+    return db_
+        .Run(
+            "DELETE FROM events WHERE job = ?1 AND sequence <= (SELECT sequence FROM events "
+            "WHERE job = ?1 ORDER BY sequence DESC LIMIT 1 OFFSET ?2)",
+            job.id, int64_t{kMaxJobEvents})
+        .status();
+  }
+
+  absl::Status End(const std::string& id, JobState state, JobReason reason,
+                   const std::string& message) {
+    NIBBLE_RETURN_IF_ERROR(
+        db_.Run("UPDATE jobs SET state = ?, reason = ?, message = ?, worker = '', "
+                "lease_expiry = 0, pause_reason = '', staged = '', end_time = ? WHERE id = ?",
+                state, reason, Cut(message, kMaxLogLineBytes), clock_.Now(), id)
+            .status());
+    if (state == JobState::kSucceeded) {
+      NIBBLE_RETURN_IF_ERROR(db_.Run("UPDATE jobs SET fraction = 1 WHERE id = ?", id).status());
+    }
+    // Checkpoints of an ended job are nobody's: the sweeper may take the files.
+    NIBBLE_RETURN_IF_ERROR(db_.Run("DELETE FROM checkpoints WHERE job = ?", id).status());
+    return AddEvent(id, JobEventKind::kStateChanged, AttemptEnd::kNone, message);
+  }
+
+  absl::StatusOr<bool> DoomOrphan(const std::string& digest) {
+    NIBBLE_ASSIGN_OR_RETURN(
+        const int64_t users,
+        db_.Integer("SELECT (SELECT COUNT(*) FROM artifacts WHERE digest = ?1) + "
+                    "(SELECT COUNT(*) FROM jobs WHERE artifact_digest = ?1 AND state = ?2)",
+                    digest, JobState::kPublishing));
+    if (users != 0) return false;
+    NIBBLE_RETURN_IF_ERROR(
+        db_.Run("INSERT OR IGNORE INTO doomed (digest) VALUES (?)", digest).status());
+    return true;
+  }
+
+  SqliteDatabase& db_;
+  const Clock& clock_;
+  const LeaseOptions options_;
+};
+
+}  // namespace
+
+std::unique_ptr<JobStore> MakeSqliteJobStore(SqliteDatabase& database, const Clock& clock,
+                                             LeaseOptions options) {
+  return std::make_unique<SqliteJobStore>(database, clock, std::move(options));
+}
+
+}  // namespace nibble
