@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains the demo model on the CPU, in as many sittings as are given to it.
 
-A sitting is one warm-up and one cosine to zero, from the checkpoint's token count to --until. The
-checkpoint (weights and moments in fp32, token count, sitting) is written every few minutes and on
-SIGTERM, so a run that was stopped goes on where it was. A different --until begins a new sitting from the checkpoint:
-larger to train further (with a fresh warm-up), or smaller to bring a slow run to its end.
+A sitting is one warm-up and one cosine to zero, and ends at a count of tokens (--until) or, where
+the machine is shared and its speed cannot be foretold, after a time (--minutes). The checkpoint
+(weights and moments in fp32, token count, sitting) is written every few minutes and on SIGTERM;
+started again with the same options, a run that was stopped goes on where it was. Other values of
+--until, --minutes or --peak begin a new sitting from the checkpoint: to train further, or to bring a
+run to its end sooner.
 
-    train.py --data BOOKS --model model --work DIR --until 20000000
+    train.py --data BOOKS --model model --work DIR --until 60000000
 """
 
 import argparse
-import csv
 import math
 import pathlib
 import signal
@@ -33,8 +34,8 @@ CONFIG = dict(
 
 ROWS_PER_STEP = 4
 ROWS_PER_PASS = 2
-# Context used while a sitting is before the given part of its tokens: short ones are cheaper.
-CONTEXTS = [(0.6, 256), (0.8, 512), (1.0, CONTEXT)]
+# Context used up to the given part of a sitting: short ones are cheaper.
+CONTEXTS = [(0.7, 256), (0.85, 512), (1.0, CONTEXT)]
 LEFT_OUT_EVERY = 500_000  # tokens
 SAVE_EVERY = 240  # seconds
 
@@ -100,16 +101,21 @@ def left_out_loss(loss, windows):
     return sum(loss(windows[i:i + 2]).item() for i in range(0, len(windows) - 1, 2)) / (len(windows) // 2)
 
 
-def learning_rate(tokens, sitting):
-    begin, until, peak, warmup = (sitting[k] for k in ("begin", "until", "peak", "warmup"))
-    done = tokens - begin
-    if done < warmup:
-        return peak * (done + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / (until - begin - warmup))))
+def part_done(state):
+    """How much of the sitting is over, 0 .. 1."""
+    sitting = state["sitting"]
+    if sitting["minutes"]:
+        return min(1.0, state["seconds"] / (60 * sitting["minutes"]))
+    return min(1.0, (state["tokens"] - sitting["begin"]) / (sitting["until"] - sitting["begin"]))
 
 
-def context_at(tokens, sitting):
-    part = (tokens - sitting["begin"]) / (sitting["until"] - sitting["begin"])
+def learning_rate(state):
+    sitting = state["sitting"]
+    warm = min(1.0, (state["tokens"] - sitting["begin"] + 1) / sitting["warmup"])
+    return sitting["peak"] * warm * 0.5 * (1 + math.cos(math.pi * part_done(state)))
+
+
+def context_at(part):
     return next(context for end, context in CONTEXTS if part < end or end == 1.0)
 
 
@@ -129,7 +135,9 @@ def main():
     parser.add_argument("--data", type=pathlib.Path, required=True, help="what data.py wrote")
     parser.add_argument("--model", type=pathlib.Path, required=True, help="directory with tokenizer.json")
     parser.add_argument("--work", type=pathlib.Path, required=True, help="checkpoint and loss.csv are kept here")
-    parser.add_argument("--until", type=int, required=True, help="tokens at which the sitting ends")
+    end = parser.add_mutually_exclusive_group(required=True)
+    end.add_argument("--until", type=int, help="tokens, counted from the very first, at which the sitting ends")
+    end.add_argument("--minutes", type=float, help="length of the sitting")
     parser.add_argument("--peak", type=float, default=1.5e-3, help="learning rate after the warm-up")
     parser.add_argument("--warmup", type=int, default=600_000, help="tokens")
     parser.add_argument("--seed", type=int, default=1)
@@ -154,16 +162,17 @@ def main():
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
         lr=options.peak, betas=(0.9, 0.95), fused=True)
-    state = dict(tokens=0, sitting=None)
+    state = dict(tokens=0, seconds=0.0, sitting=None)
     checkpoint = options.work / "checkpoint.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         state = saved["state"]
-    if state["sitting"] is None or state["sitting"]["until"] != options.until:
-        state["sitting"] = dict(
-            begin=state["tokens"], until=options.until, peak=options.peak, warmup=options.warmup)
+    asked = dict(until=options.until, minutes=options.minutes, peak=options.peak, warmup=options.warmup)
+    if state["sitting"] != asked | dict(begin=(state["sitting"] or asked).get("begin")):
+        state["sitting"] = asked | dict(begin=state["tokens"])
+        state["seconds"] = 0.0
 
     def save():
         unfinished = checkpoint.with_suffix(".tmp")
@@ -173,45 +182,46 @@ def main():
     stop = []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
     loss = torch.compile(lambda tokens: loss_of(model, tokens), dynamic=False)
-    sitting = state["sitting"]
-    saved_at = started = time.monotonic()
-    tokens_at_start, total, counted = state["tokens"], 0.0, 0
-    with open(options.work / "loss.csv", "a", newline="", encoding="utf-8") as curve:
-        writer = csv.writer(curve, lineterminator="\n")
-        if curve.tell() == 0:
-            writer.writerow(["tokens", "context", "learning_rate", "train_loss", "left_out_loss"])
-        while state["tokens"] < sitting["until"]:
-            tokens = state["tokens"]
-            context = context_at(tokens, sitting)
-            rate = learning_rate(tokens, sitting)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            chosen = row_numbers(tokens // CONTEXT, ROWS_PER_STEP, len(rows), options.seed)
-            for at in range(0, ROWS_PER_STEP, ROWS_PER_PASS):
-                value = loss(pieces(rows[chosen[at:at + ROWS_PER_PASS]], context).contiguous())
-                (value * ROWS_PER_PASS / ROWS_PER_STEP).backward()
-                total, counted = total + value.item(), counted + 1
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step_tokens = ROWS_PER_STEP * CONTEXT
-            state["tokens"] = tokens + step_tokens
-            ends = state["tokens"] >= sitting["until"]
-            if ends or state["tokens"] // LEFT_OUT_EVERY != tokens // LEFT_OUT_EVERY:
-                some = windows if ends else windows[::4]
-                left_out = left_out_loss(lambda batch: loss_of(model, batch), some)
-                writer.writerow([state["tokens"], context, f"{rate:.6f}", f"{total / counted:.4f}", f"{left_out:.4f}"])
-                curve.flush()
-                speed = (state["tokens"] - tokens_at_start) / (time.monotonic() - started)
-                print(f"{state['tokens']} tokens  context {context}  rate {rate:.5f}  train {total / counted:.4f}  "
-                      f"left-out {left_out:.4f} ({left_out / math.log(2) / bytes_per_token:.4f} bits per byte)  "
-                      f"{speed:.0f} tokens/s", flush=True)
-                total, counted = 0.0, 0
-            if ends or stop or time.monotonic() - saved_at > SAVE_EVERY:
-                save()
-                saved_at = time.monotonic()
-            if stop:
-                break
+    curve = options.work / "loss.csv"
+    lines = curve.read_text().splitlines() if curve.exists() else [
+        "tokens,context,learning_rate,train_loss,left_out_loss"]
+    # What a killed run wrote after its last checkpoint is trained again.
+    lines = lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) <= state["tokens"]]
+    curve.write_text("\n".join(lines) + "\n")
+
+    saved_at = clock = time.monotonic()
+    total, counted, tokens_at_line, clock_at_line = 0.0, 0, state["tokens"], clock
+    while part_done(state) < 1.0:
+        tokens = state["tokens"]
+        context = context_at(part_done(state))
+        rate = learning_rate(state)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        chosen = row_numbers(tokens // CONTEXT, ROWS_PER_STEP, len(rows), options.seed)
+        for at in range(0, ROWS_PER_STEP, ROWS_PER_PASS):
+            value = loss(pieces(rows[chosen[at:at + ROWS_PER_PASS]], context).contiguous())
+            (value * ROWS_PER_PASS / ROWS_PER_STEP).backward()
+            total, counted = total + value.item(), counted + 1
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        now = time.monotonic()
+        state["tokens"], state["seconds"], clock = tokens + ROWS_PER_STEP * CONTEXT, state["seconds"] + now - clock, now
+        ends = part_done(state) >= 1.0
+        if ends or state["tokens"] // LEFT_OUT_EVERY != tokens // LEFT_OUT_EVERY:
+            left_out = left_out_loss(lambda batch: loss_of(model, batch), windows if ends else windows[::6])
+            with open(curve, "a", encoding="utf-8") as file:
+                file.write(f"{state['tokens']},{context},{rate:.6f},{total / counted:.4f},{left_out:.4f}\n")
+            speed = (state["tokens"] - tokens_at_line) / (now - clock_at_line)
+            print(f"{time.strftime('%H:%M:%S')}  {state['tokens']} tokens  part {part_done(state):.3f}  "
+                  f"context {context}  rate {rate:.5f}  train {total / counted:.4f}  left-out {left_out:.4f} "
+                  f"({left_out / math.log(2) / bytes_per_token:.4f} bits per byte)  {speed:.0f} tokens/s", flush=True)
+            total, counted, tokens_at_line, clock_at_line = 0.0, 0, state["tokens"], now
+        if ends or stop or now - saved_at > SAVE_EVERY:
+            save()
+            saved_at = now
+        if stop:
+            break
 
 
 if __name__ == "__main__":
