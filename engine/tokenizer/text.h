@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/hash/hash.h"
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+
+namespace nibble {
+
+// Abseil as Debian packages it has a string_view of its own, which neither StrCat nor its hash
+// tables exchange with std::string_view. These take std::string_view.
+
+// The pieces one after the other; numbers in decimal. For error messages.
+template <typename... Pieces>
+std::string Message(const Pieces&... pieces) {
+  std::string out;
+  const auto append = [&out](const auto& piece) {
+    if constexpr (std::is_arithmetic_v<std::decay_t<decltype(piece)>>) {
+      out += std::to_string(piece);
+    } else {
+      out += std::string_view(piece);
+    }
+  };
+  (append(pieces), ...);
+  return out;
+}
+
+// The same error, its message beginning with where it happened.
+inline absl::Status Within(std::string_view where, const absl::Status& status) {
+  return absl::Status(status.code(), Message(where, ": ", std::string(status.message())));
+}
+
+// `text` with every occurrence of `from` (not empty), left to right, replaced by `to`.
+inline std::string ReplaceAll(std::string_view text, std::string_view from, std::string_view to) {
+  std::string out;
+  size_t done = 0;
+  for (size_t at = text.find(from); at != std::string_view::npos; at = text.find(from, done)) {
+    out.append(text.substr(done, at - done)).append(to);
+    done = at + from.size();
+  }
+  return out.append(text.substr(done));
+}
+
+struct TextHash {
+  using is_transparent = void;
+  size_t operator()(std::string_view text) const {
+    return absl::Hash<absl::string_view>()(absl::string_view(text.data(), text.size()));
+  }
+};
+
+struct TextEqual {
+  using is_transparent = void;
+  bool operator()(std::string_view a, std::string_view b) const { return a == b; }
+};
+
+// Keyed by text, looked up by std::string_view.
+template <typename Value>
+using TextMap = absl::flat_hash_map<std::string, Value, TextHash, TextEqual>;
+template <typename Value>
+using TextViewMap = absl::flat_hash_map<std::string_view, Value, TextHash, TextEqual>;
+
+}  // namespace nibble
