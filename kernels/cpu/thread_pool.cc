@@ -48,7 +48,7 @@ ThreadPool::~ThreadPool() {
   {
     std::lock_guard<std::mutex> lock(sleep_mutex_);
     stop_.store(true);
-    epoch_.fetch_add(1);
+    state_.fetch_add(kNextLoop);
   }
   wake_.notify_all();
   for (std::thread& worker : workers_) worker.join();
@@ -74,22 +74,24 @@ void ThreadPool::RunErased(int64_t items, int64_t grain, Call call, void* contex
     Claim(0);
     return;
   }
-  busy_.store(threads_ - 1, std::memory_order_relaxed);
-  epoch_.fetch_add(1);  // Publishes the loop; ordered against sleepers_ in Work.
+  state_.fetch_add(kNextLoop | kOpen);  // Publishes the loop; ordered against sleepers_ in Work.
   if (sleepers_.load() > 0) {
     { std::lock_guard<std::mutex> lock(sleep_mutex_); }
     wake_.notify_all();
   }
   Claim(0);
-  const auto finished = [this] { return busy_.load(std::memory_order_acquire) == 0; };
+  state_.fetch_and(~kOpen);
+  const auto finished = [this] {
+    return (state_.load(std::memory_order_acquire) & (kOpen - 1)) == 0;
+  };
   // A worker that lost its CPU needs ours: past the spin, give it away.
   while (!SpinUntil(finished)) sched_yield();
 }
 
 void ThreadPool::Work(int thread) {
-  uint64_t seen = 0;
+  uint64_t seen = 0;  // count of loops
   for (;;) {
-    const auto advanced = [&] { return epoch_.load() != seen; };
+    const auto advanced = [&] { return state_.load() / kNextLoop != seen; };
     if (!SpinUntil(advanced)) {
       sleepers_.fetch_add(1);
       {
@@ -98,10 +100,15 @@ void ThreadPool::Work(int thread) {
       }
       sleepers_.fetch_sub(1);
     }
-    seen = epoch_.load();
     if (stop_.load()) return;
+    uint64_t state = state_.load();
+    bool entered = false;
+    while (!entered && (state & kOpen) != 0)
+      entered = state_.compare_exchange_weak(state, state + 1);
+    seen = state / kNextLoop;
+    if (!entered) continue;
     Claim(thread);
-    busy_.fetch_sub(1, std::memory_order_release);
+    state_.fetch_sub(1, std::memory_order_release);
   }
 }
 

@@ -53,16 +53,19 @@ class ThreadPool {
 
   std::mutex run_mutex_;  // held by the thread whose loop is running
 
-  // The current loop: written before epoch_ is advanced, read after it is seen.
+  // The current loop: written while the pool is closed, read by workers that have entered.
   int64_t items_ = 0;
   int64_t grain_ = 1;
   Call call_ = nullptr;
   void* context_ = nullptr;
 
-  alignas(64) std::atomic<uint64_t> epoch_{0};
+  // Workers inside the current loop in the low bits, kOpen while more may enter, and a count of
+  // loops above. A worker that wakes too late finds the loop closed and is not waited for.
+  static constexpr uint64_t kOpen = 1u << 16;
+  static constexpr uint64_t kNextLoop = 1u << 17;
+  alignas(64) std::atomic<uint64_t> state_{0};
   alignas(64) std::atomic<int64_t> next_{0};
-  alignas(64) std::atomic<int> busy_{0};  // workers that have not finished the current loop
-  std::atomic<int> sleepers_{0};
+  alignas(64) std::atomic<int> sleepers_{0};
   std::atomic<bool> stop_{false};
   std::mutex sleep_mutex_;
   std::condition_variable wake_;
