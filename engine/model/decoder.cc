@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/model/decoder.h"
 
+#include <algorithm>
+#include <limits>
+
 #include "absl/strings/str_cat.h"
 #include "engine/model/load.h"
 #include "engine/model/workspace.h"
@@ -23,6 +26,12 @@ absl::StatusOr<std::unique_ptr<RopeBuffers>> RopeBuffers::Make(Backend& backend,
   }
   if (absl::Status status = backend.Sync(); !status.ok()) return status;
   return buffers;
+}
+
+int32_t MaxContext(const DecoderConfig& config) {
+  if (config.rope.scaling != RopeScaling::kDynamicNtk) return config.max_positions;
+  return static_cast<int32_t>(std::min(config.max_positions * config.rope.factor,
+                                       double{std::numeric_limits<int32_t>::max()}));
 }
 
 struct Decoder::Impl {
@@ -61,9 +70,9 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(Backend& backend,
   impl->config = config;
   impl->options = options;
   if (impl->options.max_context <= 0) impl->options.max_context = config.max_positions;
-  if (impl->options.max_context > config.max_positions) {
+  if (impl->options.max_context > MaxContext(config)) {
     return absl::InvalidArgumentError(absl::StrCat("max_context is ", options.max_context,
-                                                   "; the model allows 1..", config.max_positions));
+                                                   "; the model allows 1..", MaxContext(config)));
   }
 
   auto table = CheckedWeight(source, "model.embed_tokens", config.vocab, config.hidden);

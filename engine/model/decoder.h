@@ -98,6 +98,11 @@ class RopeBuffers {
   int32_t positions_ = 0;
 };
 
+// The largest max_context of a model: its max_positions, and with dynamic rope scaling its factor
+// times that. Dynamic scaling adapts to max_context, not to each sequence: keys in the cache must
+// stay what they were.
+int32_t MaxContext(const DecoderConfig& config);
+
 struct DecoderOptions {
   Mode mode = Mode::kFast;
   int32_t max_rows = 512;       // tokens in one step

@@ -90,7 +90,6 @@ std::vector<float> RunLogits(const std::string& directory, int32_t chunk, const 
   EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
   auto config = ParseDecoderConfig((*checkpoint)->config());
   EXPECT_TRUE(config.ok()) << config.status();
-  config->max_positions = std::max(config->max_positions, kTokens);
   auto decoder = Decoder::Load(**backend, *config, **checkpoint,
                                {.mode = Mode::kExact,
                                 .max_rows = kTokens,
