@@ -44,7 +44,7 @@ def training_rows(folder, tokenizer):
     """[rows, CONTEXT + 1] token ids: BOS, then a book's text from the start of a paragraph on.
 
     The next row starts at the last paragraph that begins inside this one, or, where a paragraph is
-    too long for that, where this one ends.
+    too long for that, where this one ends. A book's last row ends with EOS.
     """
     rows = []
     for path in sorted(folder.glob("*.txt")):
@@ -62,12 +62,13 @@ def training_rows(folder, tokenizer):
                 head = tokenizer.encode(paragraphs[number[at]], add_special_tokens=False).ids
                 following = number[at] + 1
                 rest = starts[following] - 2 if following < len(starts) else len(ids)
-            rows.append(([BOS] + head + ids[rest:rest + CONTEXT])[:CONTEXT + 1])
+            row = ([BOS] + head + ids[rest:rest + CONTEXT])[:CONTEXT + 1]
+            if len(row) < CONTEXT + 1:
+                break
+            rows.append(row)
             inside = [s for s in starts if at + CONTEXT // 2 < s <= at + CONTEXT - 8]
             at = inside[-1] if inside else at + CONTEXT
-            if len(rows[-1]) < CONTEXT + 1:
-                rows.pop()
-                break
+        rows.append([BOS] + ids[-CONTEXT:])
     return torch.tensor(numpy.array(rows, dtype=numpy.int64))
 
 
