@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/codec.h"
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "tests/kernels/random_weight.h"
+
+namespace nibble {
+namespace {
+
+bool IsNaN16(uint16_t bits, uint16_t exponent, uint16_t mantissa) {
+  return (bits & exponent) == exponent && (bits & mantissa) != 0;
+}
+
+TEST(F16Test, EveryBitPatternSurvivesTheRoundTrip) {
+  for (uint32_t bits = 0; bits < 65536; ++bits) {
+    const auto half = static_cast<uint16_t>(bits);
+    const float value = F16ToF32(half);
+    if (IsNaN16(half, 0x7c00, 0x3ff)) {
+      EXPECT_TRUE(std::isnan(value));
+      EXPECT_TRUE(IsNaN16(F32ToF16(value), 0x7c00, 0x3ff));
+      continue;
+    }
+    ASSERT_EQ(F32ToF16(value), half);
+    const int exponent = (half >> 10) & 31;
+    const double magnitude = exponent == 31  ? std::numeric_limits<double>::infinity()
+                             : exponent == 0 ? std::ldexp(half & 0x3ff, -24)
+                                             : std::ldexp(1024 + (half & 0x3ff), exponent - 25);
+    ASSERT_EQ(value, (half & 0x8000) != 0 ? -magnitude : magnitude);
+  }
+}
+
+TEST(F16Test, HalfwayBetweenNeighboursRoundsToTheEvenOne) {
+  for (uint32_t bits = 0; bits < 0x7bff; ++bits) {
+    const auto low = static_cast<uint16_t>(bits);
+    const auto high = static_cast<uint16_t>(bits + 1);
+    const float middle = (F16ToF32(low) + F16ToF32(high)) / 2;  // exact in float
+    ASSERT_EQ(F32ToF16(middle), bits % 2 == 0 ? low : high);
+    ASSERT_EQ(F32ToF16(std::nextafter(middle, 0.0f)), low);
+    ASSERT_EQ(F32ToF16(std::nextafter(middle, 1e9f)), high);
+    ASSERT_EQ(F32ToF16(-middle), (bits % 2 == 0 ? low : high) | 0x8000);
+  }
+  EXPECT_EQ(F32ToF16(65519.9f), 0x7bff);
+  EXPECT_EQ(F32ToF16(65520.0f), 0x7c00);
+}
+
+TEST(BF16Test, EveryBitPatternSurvivesTheRoundTrip) {
+  for (uint32_t bits = 0; bits < 65536; ++bits) {
+    const auto half = static_cast<uint16_t>(bits);
+    if (IsNaN16(half, 0x7f80, 0x7f)) {
+      EXPECT_TRUE(IsNaN16(F32ToBF16(BF16ToF32(half)), 0x7f80, 0x7f));
+      continue;
+    }
+    ASSERT_EQ(F32ToBF16(BF16ToF32(half)), half);
+  }
+}
+
+TEST(BF16Test, HalfwayBetweenNeighboursRoundsToTheEvenOne) {
+  for (uint32_t bits = 0; bits < 0x7f7f; ++bits) {
+    const uint32_t middle = (bits << 16) | 0x8000u;
+    ASSERT_EQ(F32ToBF16(std::bit_cast<float>(middle)), bits % 2 == 0 ? bits : bits + 1);
+    ASSERT_EQ(F32ToBF16(std::bit_cast<float>(middle - 1)), bits);
+    ASSERT_EQ(F32ToBF16(std::bit_cast<float>(middle + 1)), bits + 1);
+  }
+}
+
+TEST(IntCodeTest, EveryCodeOfEveryWidthAndZeroPointDecodesToWhatEncodesToIt) {
+  for (int bits = 1; bits <= 8; ++bits) {
+    const int low = -(1 << (bits - 1));
+    const int high = (1 << (bits - 1)) - 1;
+    for (const float scale : {1.0f, RoundToBF16(0.0137f), RoundToBF16(3.3e-5f)}) {
+      for (int zero = low; zero <= high; ++zero) {
+        for (int code = low; code <= high; ++code) {
+          ASSERT_EQ(EncodeInt(DecodeInt(code, scale, zero), scale, zero, low, high), code);
+        }
+      }
+    }
+  }
+}
+
+TEST(IntCodeTest, ValuesOutsideTheRangeAndNaNAreClamped) {
+  EXPECT_EQ(EncodeInt(100.0f, 1.0f, 0, -8, 7), 7);
+  EXPECT_EQ(EncodeInt(-100.0f, 1.0f, 0, -8, 7), -8);
+  EXPECT_EQ(EncodeInt(1e30f, 1e-30f, 0, -8, 7), 7);
+  EXPECT_EQ(EncodeInt(std::nanf(""), 1.0f, 0, -8, 7), -8);
+  EXPECT_EQ(EncodeInt(3.0f, 0.0f, 2, -8, 7), 2) << "scale 0 is a group of zeros";
+  EXPECT_EQ(EncodeInt(2.5f, 1.0f, 0, -8, 7), 2) << "ties go to even";
+  EXPECT_EQ(EncodeInt(3.5f, 1.0f, 0, -8, 7), 4);
+}
+
+TEST(BitStreamTest, EveryWidthHoldsEveryCodeAcrossWordBoundaries) {
+  std::mt19937 random(1);
+  for (int bits = 1; bits <= 8; ++bits) {
+    const int64_t count = 1000;
+    std::vector<uint32_t> codes;
+    for (int64_t i = 0; i < count; ++i) {
+      codes.push_back(i < 256 ? static_cast<uint32_t>(i) & ((1u << bits) - 1)
+                              : random() & ((1u << bits) - 1));
+    }
+    std::vector<uint32_t> words(static_cast<size_t>(PackedWords(count, bits)), 0);
+    for (int64_t i = 0; i < count; ++i)
+      WriteBits(words.data(), i, bits, codes[static_cast<size_t>(i)]);
+    for (int64_t i = 0; i < count; ++i) {
+      ASSERT_EQ(ReadBits(words.data(), i, bits), codes[static_cast<size_t>(i)])
+          << bits << " bits, element " << i;
+    }
+    // LSB first: the stream is one long little-endian number.
+    for (int64_t i = 0; i < count; ++i) {
+      for (int b = 0; b < bits; ++b) {
+        const int64_t bit = i * bits + b;
+        ASSERT_EQ((words[static_cast<size_t>(bit / 32)] >> (bit % 32)) & 1u,
+                  (codes[static_cast<size_t>(i)] >> b) & 1u);
+      }
+    }
+  }
+}
+
+TEST(Int8Test, CodesOfASpanLieWithinHalfAStepAndReachTheEnds) {
+  for (const float absmax : {1.0f, 3.7f, 1e-30f, 1e30f}) {
+    EXPECT_EQ(EncodeInt8(absmax, Int8InverseScale(absmax)), 127);
+    EXPECT_EQ(EncodeInt8(-absmax, Int8InverseScale(absmax)), -127);
+    for (int i = -1000; i <= 1000; ++i) {
+      const float x = absmax * static_cast<float>(i) / 1000.0f;
+      const float scale = Int8Scale(absmax);
+      ASSERT_LE(std::abs(x - static_cast<float>(EncodeInt8(x, Int8InverseScale(absmax))) * scale),
+                0.5001f * scale);
+    }
+  }
+  EXPECT_EQ(Int8Scale(0.0f), 0.0f);
+  EXPECT_EQ(EncodeInt8(0.0f, Int8InverseScale(0.0f)), 0);
+}
+
+TEST(ReadWeightTest, IsCodeMinusZeroTimesScaleOfTheGroupForEveryScheme) {
+  for (const Scheme& scheme : kSchemes) {
+    const testing::RandomWeight weight(scheme, 35, 172, 3);
+    const WeightView& w = weight.view();
+    for (int64_t n = 0; n < w.rows; ++n) {
+      for (int64_t k = 0; k < w.cols; ++k) {
+        if (!scheme.quantized()) continue;
+        const int64_t g = k / scheme.GroupWidth(w.cols);
+        const float scale =
+            BF16ToF32(static_cast<const uint16_t*>(w.scales)[n * scheme.GroupsPerRow(w.cols) + g]);
+        int zero = 0;
+        if (!scheme.symmetric()) {
+          const uint32_t word =
+              static_cast<const uint32_t*>(w.zeros)[n / 8 * scheme.GroupsPerRow(w.cols) + g];
+          zero = static_cast<int>((word >> (4 * (n % 8))) & 15u) - 8;
+        }
+        ASSERT_EQ(ReadWeight(w, n, k), static_cast<float>(ReadCode(w, n, k) - zero) * scale)
+            << scheme.name;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble
