@@ -28,6 +28,14 @@ bool WorkPool::TryRun(std::function<void()> work) {
   return true;
 }
 
+void WorkPool::Run(std::function<void()> work) {
+  {
+    std::lock_guard lock(mutex_);
+    queue_.push_back(std::move(work));
+  }
+  changed_.notify_one();
+}
+
 void WorkPool::Loop() {
   for (;;) {
     std::function<void()> work;

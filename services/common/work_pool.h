@@ -24,6 +24,8 @@ class WorkPool {
 
   // False, and `work` is dropped, if the queue is full. `work` must not throw.
   [[nodiscard]] bool TryRun(std::function<void()> work);
+  // The same without a limit, for work whose amount something else bounds.
+  void Run(std::function<void()> work);
 
  private:
   void Loop();

@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "services/generation/served_model.h"
+
+#include <algorithm>
+#include <atomic>
+#include <filesystem>
+#include <map>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "engine/artifact/checkpoint.h"
+#include "engine/artifact/json_file.h"
+#include "engine/artifact/sha256.h"
+#include "engine/model/decoder.h"
+#include "engine/serve/runner.h"
+#include "services/common/open_model.h"
+#include "services/common/text.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kMinBudget = 1 << 20;
+constexpr std::chrono::seconds kTryTimeout{120};
+constexpr int kLoadAttempts = 2;
+
+absl::Status CheckRange(const char* field, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      Concat(field, " is ", value, "; it must be 0 or ", low, "..", high));
+}
+
+class TokenizerDecoder : public TextDecoder {
+ public:
+  TokenizerDecoder(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special)
+      : decoder_(std::move(tokenizer), {.skip_special = skip_special, .at_start = false}) {}
+  void Append(int32_t token, std::string* text) override { text->append(decoder_.Push(token)); }
+  void Flush(std::string* text) override { text->append(decoder_.Flush()); }
+
+ private:
+  IncrementalDecoder decoder_;
+};
+
+std::string ArtifactKvFormat(const std::string& path) {
+  // The artifact's recipe says which KV format it was made for; a plain model has no recipe.
+  const std::string manifest = path + "/nibble.json";
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(manifest, error)) return "";
+  absl::StatusOr<nlohmann::json> json = ReadJsonObject(manifest);
+  if (!json.ok()) return "";
+  const auto recipe = json->find("recipe");
+  if (recipe == json->end() || !recipe->is_object()) return "";
+  const auto format = recipe->find("kv_format");
+  return format == recipe->end() || !format->is_string() ? "" : format->get<std::string>();
+}
+
+// sha256 over the names and contents of the files that make up the weights, and the configuration.
+absl::StatusOr<std::string> DigestOf(const Checkpoint& checkpoint) {
+  Sha256 digest;
+  digest.Update(checkpoint.config().dump());
+  std::error_code error;
+  const bool directory = std::filesystem::is_directory(checkpoint.path(), error);
+  for (const std::string& file : checkpoint.files()) {
+    absl::StatusOr<std::string> sha =
+        Sha256OfFile(directory ? checkpoint.path() + "/" + file : checkpoint.path());
+    if (!sha.ok()) return sha.status();
+    digest.Update(Concat("\n", file, " ", *sha));
+  }
+  return digest.FinishHex();
+}
+
+// The scheme that stores most of the blocks' weights.
+std::string MainScheme(const Checkpoint& checkpoint, const DecoderConfig& config) {
+  std::map<std::string_view, int64_t> weights;
+  for (int layer = 0; layer < config.layers; ++layer) {
+    for (InputGroup group : kInputGroups) {
+      for (const std::string& module : GroupModules(group)) {
+        absl::StatusOr<WeightView> view = checkpoint.Weight(BlockModule(layer, module));
+        if (view.ok()) weights[view->scheme->name] += view->rows * view->cols;
+      }
+    }
+  }
+  const auto most =
+      std::max_element(weights.begin(), weights.end(),
+                       [](const auto& a, const auto& b) { return a.second < b.second; });
+  return most == weights.end() ? "" : std::string(most->first);
+}
+
+int64_t StoredBytes(const Checkpoint& checkpoint) {
+  int64_t sum = 0;
+  for (const TensorInfo& tensor : checkpoint.tensors()) sum += tensor.bytes;
+  return sum;
+}
+
+}  // namespace
+
+absl::Status ValidateModelSpec(const ModelSpec& spec) {
+  if (spec.source.empty()) {
+    return absl::InvalidArgumentError(
+        "source is empty; it must be artifacts/<identifier>, models/<identifier> or a path "
+        "beneath the model root");
+  }
+  if (!spec.kv_format.empty() && spec.kv_format != "bf16" && spec.kv_format != "int8") {
+    return absl::InvalidArgumentError(
+        Concat("kv_format is \"", spec.kv_format, "\"; it must be bf16 or int8"));
+  }
+  if (spec.mode != "fast" && spec.mode != "exact") {
+    return absl::InvalidArgumentError(
+        Concat("mode is \"", spec.mode, "\"; it must be fast or exact"));
+  }
+  if (spec.max_context != 0) {
+    absl::Status status = CheckRange("max_context", spec.max_context, 16, 100'000'000);
+    if (!status.ok()) return status;
+  }
+  if (spec.memory_budget_bytes != 0) {
+    absl::Status status =
+        CheckRange("memory_budget_bytes", spec.memory_budget_bytes, kMinBudget, int64_t{1} << 50);
+    if (!status.ok()) return status;
+  }
+  if (spec.max_running != 0) return CheckRange("max_running", spec.max_running, 1, 256);
+  return absl::OkStatus();
+}
+
+// Turns what the engine observes into histograms. Runs on the engine's thread.
+class ServedModel::Observer : public EngineObserver {
+ public:
+  Observer(Metrics& metrics, const std::string& name) : metrics_(metrics), name_(name) {
+    // Every series exists from the start: a rate over nothing is 0, not absent.
+    for (int i = 1; i < kNumFinishReasons; ++i) {
+      metrics_.Add(Metric::kRequestsFinished,
+                   {name_, kEngine, FinishReasonName(static_cast<FinishReason>(i))}, 0);
+    }
+    for (Metric id :
+         {Metric::kTimeToFirstToken, Metric::kInterTokenLatency, Metric::kRequestLatency,
+          Metric::kQueueTime, Metric::kPrefillTime, Metric::kDecodeTime, Metric::kCancelToFree,
+          Metric::kStepSeconds, Metric::kIterationTokens, Metric::kRequestPromptTokens,
+          Metric::kRequestGeneratedTokens, Metric::kRequestMaxTokens}) {
+      metrics_.Touch(id, {name_, kEngine});
+    }
+    metrics_.Add(Metric::kRequestsAccepted, {name_, kEngine}, 0);
+    metrics_.Add(Metric::kRequestsRejected, {name_, kEngine, "queue_full"}, 0);
+  }
+
+  // What the trial before the model serves does is not a user's doing.
+  void Enable() { enabled_ = true; }
+
+  void OnFirstToken(const Timings& timings) override {
+    if (!enabled_) return;
+    Observe(Metric::kTimeToFirstToken, timings.time_to_first_token);
+    Observe(Metric::kQueueTime, timings.queue);
+    Observe(Metric::kPrefillTime, timings.prefill);
+  }
+  void OnInterToken(double seconds) override {
+    if (enabled_) Observe(Metric::kInterTokenLatency, seconds);
+  }
+  void OnFinished(const Finished& request) override {
+    if (!enabled_) return;
+    metrics_.Add(Metric::kRequestsFinished, {name_, kEngine, FinishReasonName(request.reason)});
+    Observe(Metric::kRequestGeneratedTokens, request.usage.completion_tokens);
+    if (request.reason == FinishReason::kStop || request.reason == FinishReason::kLength) {
+      Observe(Metric::kRequestLatency, request.timings.total);
+      Observe(Metric::kDecodeTime, request.timings.decode);
+    }
+  }
+  void OnStep(double seconds, int32_t tokens) override {
+    Observe(Metric::kStepSeconds, seconds);
+    Observe(Metric::kIterationTokens, tokens);
+  }
+  void OnCancelToFree(double seconds) override { Observe(Metric::kCancelToFree, seconds); }
+
+  static constexpr std::string_view kEngine = "0";
+
+ private:
+  void Observe(Metric id, double value) { metrics_.Observe(id, {name_, kEngine}, value); }
+
+  Metrics& metrics_;
+  const std::string name_;
+  std::atomic<bool> enabled_{false};
+};
+
+ServedModel::ServedModel(std::string name, ModelSpec spec, const Settings& settings,
+                         Metrics& metrics)
+    : name_(std::move(name)), spec_(std::move(spec)), settings_(settings), metrics_(metrics) {}
+
+ServedModel::~ServedModel() { Export(false); }
+
+absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string& name,
+                                                               const ModelSpec& spec,
+                                                               const ModelSource& source,
+                                                               const Settings& settings,
+                                                               Metrics& metrics) {
+  const auto start = std::chrono::steady_clock::now();
+  absl::StatusOr<OpenedModel> opened = OpenModel(source.path);
+  if (!opened.ok()) return opened.status();
+
+  DecoderRunnerOptions options;
+  options.mode = spec.mode == "exact" ? Mode::kExact : Mode::kFast;
+  std::string kv_name = spec.kv_format;
+  if (kv_name.empty()) kv_name = ArtifactKvFormat(source.path);
+  if (kv_name.empty()) kv_name = "bf16";
+  options.kv_format = FindKvFormat(kv_name);
+  if (options.kv_format == nullptr) {
+    return absl::InvalidArgumentError(
+        Concat("kv_format of ", spec.source, " is \"", kv_name, "\", which is unknown"));
+  }
+  options.max_sequences = spec.max_running != 0 ? spec.max_running : settings.max_running;
+  options.token_budget = std::max(settings.token_budget, options.max_sequences + 1);
+  options.max_context = std::min(spec.max_context != 0 ? spec.max_context : settings.max_context,
+                                 opened->config.max_positions);
+
+  // The KV cache gets what the weights leave; how much the prepared weights take is known when they
+  // have been prepared, so that a budget may need a second try.
+  const int64_t budget =
+      spec.memory_budget_bytes != 0 ? spec.memory_budget_bytes : settings.model_memory_bytes;
+  int64_t weight_bytes = StoredBytes(*opened->checkpoint);
+  std::unique_ptr<DecoderRunner> runner;
+  for (int attempt = 0; attempt < kLoadAttempts && runner == nullptr; ++attempt) {
+    if (budget != 0) {
+      options.kv_bytes = budget - weight_bytes;
+      const KvSpec kv{options.kv_format, opened->config.layers, opened->config.kv_heads,
+                      opened->config.head_dim};
+      const int64_t contexts = options.max_sequences * int64_t{options.max_context};
+      const int64_t useful =
+          (contexts / kKvBlockTokens + options.max_sequences) * kv.BytesPerBlock();
+      options.kv_bytes = std::min(options.kv_bytes, useful);
+      if (options.kv_bytes < kv.BytesPerBlock()) {
+        return absl::ResourceExhaustedError(
+            Concat("memory_budget_bytes is ", budget, "; the weights of ", spec.source, " take ",
+                   weight_bytes, " and one KV block ", kv.BytesPerBlock()));
+      }
+    }
+    absl::StatusOr<std::unique_ptr<Backend>> backend =
+        MakeCpuBackend({.threads = settings.threads, .tier = ""});
+    if (!backend.ok()) return backend.status();
+    absl::StatusOr<std::unique_ptr<DecoderRunner>> loaded =
+        DecoderRunner::Load(*std::move(backend), opened->config, *opened->checkpoint, options);
+    if (!loaded.ok()) return loaded.status();
+    const auto taken = static_cast<int64_t>((*loaded)->resident_bytes() + (*loaded)->kv_bytes());
+    if (budget != 0 && taken > budget) {
+      weight_bytes = static_cast<int64_t>((*loaded)->resident_bytes());
+      continue;
+    }
+    runner = *std::move(loaded);
+  }
+  if (runner == nullptr) {
+    return absl::ResourceExhaustedError(Concat("memory_budget_bytes is ", budget, "; ", spec.source,
+                                               " takes ", weight_bytes, " without its KV cache"));
+  }
+
+  std::unique_ptr<ServedModel> model(new ServedModel(name, spec, settings, metrics));
+  ModelFacts& facts = model->facts_;
+  facts.family = opened->config.family;
+  facts.scheme = MainScheme(*opened->checkpoint, opened->config);
+  facts.kv_format = kv_name;
+  facts.mode = spec.mode;
+  facts.device = runner->decoder().backend().Description();
+  facts.max_context = runner->limits().max_context;
+  facts.vocabulary = runner->limits().vocab;
+  facts.weight_bytes = static_cast<int64_t>(runner->resident_bytes());
+  facts.kv_bytes = static_cast<int64_t>(runner->kv_bytes());
+  facts.digest = source.digest;
+  if (facts.digest.empty()) {
+    absl::StatusOr<std::string> digest = DigestOf(*opened->checkpoint);
+    if (!digest.ok()) return digest.status();
+    facts.digest = *std::move(digest);
+  }
+  model->tokenizer_ = opened->tokenizer;
+
+  EngineOptions engine_options;
+  engine_options.max_waiting = settings.max_waiting;
+  engine_options.max_queued_tokens = settings.max_queued_tokens;
+  engine_options.max_choices = settings.max_choices;
+  engine_options.max_stop_strings = settings.max_stop_strings;
+  engine_options.max_stop_bytes = settings.max_stop_bytes;
+  engine_options.max_stop_tokens = settings.max_stop_tokens;
+  engine_options.max_logit_bias = settings.max_logit_bias;
+  engine_options.slow_reader =
+      std::chrono::milliseconds(static_cast<int64_t>(settings.slow_reader_seconds * 1000));
+  model->observer_ = std::make_unique<Observer>(metrics, name);
+  TextDecoderFactory decode = [tokenizer = opened->tokenizer](bool skip_special) {
+    return std::make_unique<TokenizerDecoder>(tokenizer, skip_special);
+  };
+  absl::StatusOr<std::unique_ptr<Engine>> engine =
+      Engine::Make(std::move(runner), std::move(decode), engine_options, model->observer_.get());
+  if (!engine.ok()) return engine.status();
+  model->engine_ = *std::move(engine);
+  model->engine_->Start();
+  if (absl::Status status = model->Try(); !status.ok()) return status;
+  model->observer_->Enable();
+  facts.load_time = std::chrono::system_clock::now();
+  facts.load_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return model;
+}
+
+absl::Status ServedModel::Try() {
+  GenerationRequest request;
+  request.prompt = {tokenizer_->bos_id().value_or(0)};
+  request.sampling.temperature = 0;
+  request.sampling.max_tokens = 1;
+  auto stream = std::make_shared<TokenStream>();
+  absl::StatusOr<RequestHandle> handle = engine_->Submit(std::move(request), stream);
+  if (!handle.ok()) return handle.status();
+  const auto deadline = std::chrono::steady_clock::now() + kTryTimeout;
+  while (std::chrono::steady_clock::now() < deadline) {
+    std::optional<StreamUpdate> update = stream->Pop(std::chrono::milliseconds(100));
+    if (!update || !update->end) continue;
+    if (update->end->status.ok()) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        Concat("the model ", spec_.source,
+               " was loaded and failed its trial: ", update->end->status.message()));
+  }
+  return absl::DeadlineExceededError(
+      Concat("the model ", spec_.source, " gave no token within ",
+             std::chrono::duration_cast<std::chrono::seconds>(kTryTimeout).count(), " s"));
+}
+
+absl::Status ServedModel::health() const {
+  if (absl::Status status = engine_->health(); !status.ok()) return status;
+  const EngineStats stats = engine_->Stats();
+  const double oldest = std::max(stats.current_step_seconds, stats.heartbeat_age);
+  if (oldest > settings_.stale_step_seconds) {
+    return absl::UnavailableError(Concat("a step of ", name_, " is ", oldest, " s old"));
+  }
+  if (stats.state != EngineState::kServing) {
+    return absl::UnavailableError(Concat(name_, " takes no requests"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<int32_t>> ServedModel::EncodeChat(const std::vector<ChatTurn>&, bool,
+                                                             bool, std::string*) const {
+  return absl::FailedPreconditionError(
+      Concat("servedModels/", name_, " has no chat template; send text or token_ids"));
+}
+
+void ServedModel::CountAccepted(int64_t prompt_tokens, int32_t max_tokens) {
+  metrics_.Add(Metric::kRequestsAccepted, {name_, Observer::kEngine});
+  metrics_.Observe(Metric::kRequestPromptTokens, {name_, Observer::kEngine},
+                   static_cast<double>(prompt_tokens));
+  metrics_.Observe(Metric::kRequestMaxTokens, {name_, Observer::kEngine}, max_tokens);
+}
+
+void ServedModel::Export(bool on) {
+  collector_.reset();
+  if (!on) return;
+  collector_ = metrics_.AddCollector([this](MetricSink& sink) {
+    const EngineStats stats = engine_->Stats();
+    const auto emit = [&](Metric id, auto value) {
+      sink.Emit(id, {name_, Observer::kEngine}, static_cast<double>(value));
+    };
+    emit(Metric::kRequestsRunning, stats.running);
+    emit(Metric::kRequestsWaiting, stats.waiting);
+    emit(Metric::kQueuedTokens, stats.queued_tokens);
+    emit(Metric::kReaderPauses, stats.pauses);
+    emit(Metric::kPromptTokens, stats.prompt_tokens);
+    emit(Metric::kGeneratedTokens, stats.generated_tokens);
+    emit(Metric::kKvBlocksUsed, stats.kv_blocks_used);
+    emit(Metric::kKvBlocksCapacity, stats.kv_blocks_total);
+    emit(Metric::kPreemptions, stats.preemptions);
+    emit(Metric::kSteps, stats.steps);
+    emit(Metric::kLastStepAge, std::max(stats.current_step_seconds, stats.heartbeat_age));
+    emit(Metric::kModelWeightBytes, facts_.weight_bytes);
+    emit(Metric::kModelKvBytes, facts_.kv_bytes);
+    sink.Emit(
+        Metric::kModelInfo,
+        {name_, Observer::kEngine, facts_.digest, facts_.scheme, facts_.kv_format, facts_.mode}, 1);
+  });
+}
+
+}  // namespace nibble
