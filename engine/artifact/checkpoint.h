@@ -21,10 +21,20 @@ struct TensorInfo {
   int64_t bytes;
 };
 
+// The weight of a linear or embedding module as it is stored.
+struct ModuleInfo {
+  std::string name;
+  std::string scheme;  // a name in kSchemes, or "gguf-q8_0" and the like
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t bytes = 0;  // of all its tensors, biases excepted
+  bool quantized = false;
+};
+
 // An opened model. Files are mapped, so opening costs no memory; every name, type, shape and offset
 // in them has been checked against the file's size before the open succeeds. Thread-safe. Weight()
 // views point into the mapping, except for GGUF block formats, which are dequantized to f32 on
-// first use and kept.
+// first use and kept until Release().
 class Checkpoint : public WeightSource {
  public:
   // InvalidArgument or NotFound with a message that names file, field, value and what is allowed.
@@ -34,11 +44,14 @@ class Checkpoint : public WeightSource {
   virtual const nlohmann::json& config() const = 0;
   // Every stored tensor under its name in the file.
   virtual std::vector<TensorInfo> tensors() const = 0;
+  // Every module for which HasWeight() holds, sorted by name.
+  virtual std::vector<ModuleInfo> modules() const = 0;
   // The files that make up the weights, for digests: paths relative to the directory, sorted.
   virtual std::vector<std::string> files() const = 0;
   virtual const std::string& path() const = 0;
-  // Drops clean mapped pages of a module from memory (after it was used), so that a walk over the
-  // model stays small.
+  // Drops a module from memory after it was used, so that a walk over the model stays small: clean
+  // mapped pages (views stay valid and are read again), and what was dequantized (views of this
+  // module end).
   virtual void Release(std::string_view module) const = 0;
 };
 

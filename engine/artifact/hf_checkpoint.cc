@@ -117,6 +117,17 @@ class HfCheckpoint final : public Checkpoint {
     return list;
   }
 
+  std::vector<ModuleInfo> modules() const override {
+    std::vector<ModuleInfo> list;
+    list.reserve(modules_.size());
+    for (const auto& [name, view] : modules_) {
+      list.push_back({name, std::string(view.scheme->name), view.rows, view.cols,
+                      StoredTensors(*view.scheme, view.rows, view.cols).bytes(),
+                      view.scheme->quantized()});
+    }
+    return list;
+  }
+
   void Release(std::string_view module) const override {
     const std::string prefix = Cat(module, ".");
     for (auto it = tensors_.lower_bound(prefix);

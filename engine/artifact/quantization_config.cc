@@ -16,11 +16,16 @@ namespace {
 using nlohmann::json;
 
 constexpr size_t kMaxPatterns = 65536;     // targets and ignored names together
+constexpr size_t kMaxExpressions = 256;    // regular expressions and classes among them
 constexpr size_t kMaxPatternBytes = 4096;  // of one of them
 constexpr uint32_t kMatchLimit = 100'000;  // steps of the regular expression matcher per name
 constexpr uint32_t kHeapLimitKib = 1024;
 constexpr std::string_view kMethod = "compressed-tensors";
 constexpr std::string_view kMixedFormat = "mixed-precision";
+constexpr std::string_view kDialectVersion = "0.16.0";  // of the package whose format this is
+constexpr std::string_view kLinear = "Linear";
+constexpr std::string_view kEmbedding = "Embedding";
+constexpr std::string_view kClasses[] = {kLinear, kEmbedding};
 
 // The row of the container in that dialect.
 constexpr std::string_view FormatOf(const Scheme& scheme) {
@@ -177,9 +182,14 @@ struct QuantizationConfig::Pattern {
     return pattern;
   }
 
-  // 2: the name itself, 1: a regular expression, 0: the class, -1: no match.
+  bool IsName() const {
+    return code == nullptr &&
+           std::find(std::begin(kClasses), std::end(kClasses), text) == std::end(kClasses);
+  }
+
+  // 1: by a regular expression, 0: by the class, -1: no match.
   absl::StatusOr<int> Match(std::string_view module) const {
-    if (code == nullptr) return text == module ? 2 : (text == ModuleClass(module) ? 0 : -1);
+    if (code == nullptr) return text == ModuleClass(module) ? 0 : -1;
     pcre2_match_context* context = pcre2_match_context_create(nullptr);
     pcre2_match_data* data = pcre2_match_data_create_from_pattern(code, nullptr);
     int result = PCRE2_ERROR_NOMEMORY;
@@ -242,21 +252,35 @@ absl::StatusOr<QuantizationConfig> QuantizationConfig::Parse(const json& section
       absl::StatusOr<std::shared_ptr<const Pattern>> pattern =
           Pattern::Make(target, where + ".targets");
       if (!pattern.ok()) return pattern.status();
-      config.targets_.push_back({*std::move(pattern), *scheme});
+      if ((*pattern)->IsName()) {
+        config.named_.emplace((*pattern)->text, *scheme);
+      } else {
+        config.targets_.push_back({*std::move(pattern), *scheme});
+      }
     }
   }
   for (const json& name : ignore) {
     absl::StatusOr<std::shared_ptr<const Pattern>> pattern = Pattern::Make(name, "ignore");
     if (!pattern.ok()) return pattern.status();
-    config.ignored_.push_back(*std::move(pattern));
+    if ((*pattern)->IsName()) {
+      config.ignored_names_.insert((*pattern)->text);
+    } else {
+      config.ignored_.push_back(*std::move(pattern));
+    }
+  }
+  if (config.targets_.size() + config.ignored_.size() > kMaxExpressions) {
+    return Wrong("config_groups", groups.size(),
+                 Cat("groups of at most ", kMaxExpressions, " regular expressions in all"));
   }
   return config;
 }
 
 absl::StatusOr<const Scheme*> QuantizationConfig::SchemeOf(std::string_view module) const {
-  const Scheme* scheme = nullptr;
-  int best = -1;
+  const auto named = named_.find(module);
+  const Scheme* scheme = named != named_.end() ? named->second : nullptr;
+  int best = named != named_.end() ? 2 : -1;
   for (const Target& target : targets_) {
+    if (best == 2) break;
     absl::StatusOr<int> match = target.pattern->Match(module);
     if (!match.ok()) return match.status();
     if (*match > best) {
@@ -265,12 +289,79 @@ absl::StatusOr<const Scheme*> QuantizationConfig::SchemeOf(std::string_view modu
     }
   }
   if (scheme == nullptr) return scheme;
+  if (ignored_names_.contains(module)) return nullptr;
   for (const std::shared_ptr<const Pattern>& ignored : ignored_) {
     absl::StatusOr<int> match = ignored->Match(module);
     if (!match.ok()) return match.status();
     if (*match >= 0) return nullptr;
   }
   return scheme;
+}
+
+namespace {
+
+json WeightArgs(const Scheme& scheme) {
+  const bool whole_row = scheme.group == kWholeRow;
+  return {{"num_bits", scheme.bits()},
+          {"type", "int"},
+          {"symmetric", scheme.symmetric()},
+          {"strategy", whole_row ? "channel" : "group"},
+          {"group_size", whole_row ? json() : json(scheme.group)},
+          {"block_structure", json()},
+          {"dynamic", false},
+          {"actorder", json()}};
+}
+
+json InputArgs(const Scheme& scheme) {
+  if (scheme.activation == Activation::kFloat) return json();
+  return {{"num_bits", 8},       {"type", "int"},        {"symmetric", true},
+          {"strategy", "token"}, {"group_size", json()}, {"block_structure", json()},
+          {"dynamic", true},     {"actorder", json()}};
+}
+
+}  // namespace
+
+json BuildQuantizationConfig(const ModuleSchemes& modules) {
+  std::set<const Scheme*> linear_schemes;
+  json ignore = json::array();
+  if (!modules.contains("lm_head")) ignore.push_back("lm_head");
+  for (const auto& [module, scheme] : modules) {
+    if (ModuleClass(module) != kLinear) continue;
+    if (scheme->quantized()) {
+      linear_schemes.insert(scheme);
+    } else {
+      ignore.push_back(module);
+    }
+  }
+  const bool uniform = linear_schemes.size() == 1;
+  json groups = json::object();
+  std::set<std::string_view> formats;
+  for (const Scheme& scheme : kSchemes) {
+    if (!scheme.quantized()) continue;
+    json targets = json::array();
+    if (uniform && linear_schemes.contains(&scheme)) targets.push_back(kLinear);
+    for (const auto& [module, own] : modules) {
+      if (own == &scheme && !(uniform && ModuleClass(module) == kLinear)) targets.push_back(module);
+    }
+    if (targets.empty()) continue;
+    formats.insert(FormatOf(scheme));
+    groups[Cat("group_", groups.size())] = {{"targets", targets},
+                                            {"format", FormatOf(scheme)},
+                                            {"weights", WeightArgs(scheme)},
+                                            {"input_activations", InputArgs(scheme)},
+                                            {"output_activations", json()}};
+  }
+  if (groups.empty()) return json();
+  return {{"quant_method", kMethod},
+          {"version", kDialectVersion},
+          {"quantization_status", "compressed"},
+          {"format", formats.size() == 1 ? *formats.begin() : kMixedFormat},
+          {"config_groups", groups},
+          {"ignore", ignore},
+          {"kv_cache_scheme", json()},
+          {"global_compression_ratio", json()},
+          {"sparsity_config", json::object()},
+          {"transform_config", json::object()}};
 }
 
 }  // namespace nibble

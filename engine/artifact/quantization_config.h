@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -40,14 +41,20 @@ class QuantizationConfig {
     std::shared_ptr<const Pattern> pattern;
     const Scheme* scheme;
   };
-  std::vector<Target> targets_;
-  std::vector<std::shared_ptr<const Pattern>> ignored_;
+  std::map<std::string, const Scheme*, std::less<>> named_;
+  std::vector<Target> targets_;  // classes and regular expressions
+  std::set<std::string, std::less<>> ignored_names_;
+  std::vector<std::shared_ptr<const Pattern>> ignored_;  // classes and regular expressions
 };
 
-// The section for modules stored in these schemes (every linear and the embedding, quantized or
-// not; not a tied head). One group per scheme, in the order of kSchemes. A group targets "Linear"
-// if all quantized linears share its scheme (the others are then in "ignore"), and names its
-// modules otherwise. An empty object if nothing is quantized.
-nlohmann::json BuildQuantizationConfig(const std::map<std::string, const Scheme*>& modules);
+// The scheme of every linear and of the embedding of a model, quantized or not, by module name. A
+// tied head is absent.
+using ModuleSchemes = std::map<std::string, const Scheme*, std::less<>>;
+
+// The section for a model stored so. One group per quantized scheme, in the order of kSchemes. A
+// group targets "Linear" if all quantized linears share its scheme, and names its modules
+// otherwise; "ignore" lists the linears that are not quantized, a tied head among them. JSON null
+// if nothing is quantized.
+nlohmann::json BuildQuantizationConfig(const ModuleSchemes& modules);
 
 }  // namespace nibble
