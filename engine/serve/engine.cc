@@ -333,7 +333,7 @@ void Engine::Impl::Begin(Request& request, SteadyTime now) {
   request.started = true;
   request.started_at = now;
   counters.prompt_tokens += static_cast<uint64_t>(request.prompt_tokens());
-  if (!request.scores()) {
+  if (!request.scores() || request.prompt_tokens() == 1) {
     request.prompt_sent = true;
     request.stream->PushPrompt(request.info);
   }

@@ -155,8 +155,10 @@ void Scheduler::Admit(StepPlan* plan) {
 bool Scheduler::TryAdmit(Sequence& sequence, StepPlan* plan) {
   // Every running sequence can cross one block border before the newcomer is preempted again.
   const auto lacks_room = [&] {
+    const auto growing = static_cast<int32_t>(std::count_if(
+        running_.begin(), running_.end(), [](const Sequence* other) { return !other->paused; }));
     const int32_t need = BlocksFor(sequence.known) - sequence.num_blocks();
-    return running() >= limits_.max_sequences || kv_.free() < need + running();
+    return running() >= limits_.max_sequences || kv_.free() < need + growing;
   };
   while (lacks_room()) {
     Sequence* victim = Victim(sequence, /*for_admission=*/true);
