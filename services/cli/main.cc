@@ -18,6 +18,8 @@ struct Verb {
 
 constexpr Verb kVerbs[] = {
     {"serve", "run the server", AddServe},
+    {"generate", "generate text from a prompt", AddGenerate},
+    {"chat", "talk to a served model", AddChat},
 };
 
 int Main(int argc, char** argv) {

@@ -103,7 +103,7 @@ void ModelRegistry::RunLoad(const std::string& name, const ModelSpec& spec) {
 void ModelRegistry::FinishLoad(const std::string& name,
                                const absl::StatusOr<std::shared_ptr<ServedModel>>& result) {
   std::vector<LoadDone> waiting;
-  absl::StatusOr<ServedModelView> answer = result.status();
+  absl::StatusOr<ServedModelView> answer = absl::UnavailableError("the server is shutting down");
   std::shared_ptr<ServedModel> replaced;
   {
     std::lock_guard lock(mutex_);
@@ -112,7 +112,6 @@ void ModelRegistry::FinishLoad(const std::string& name,
     entry.loading.reset();
     if (result.ok() && draining_) {
       replaced = *result;
-      answer = absl::UnavailableError("the server is shutting down");
     } else if (result.ok()) {
       replaced = std::exchange(entry.serving, *result);
       if (replaced != nullptr) replaced->Export(false);
@@ -121,6 +120,7 @@ void ModelRegistry::FinishLoad(const std::string& name,
       answer = ViewLocked(name, entry);
     } else {
       entry.error = std::string(result.status().message());
+      answer = result.status();
     }
   }
   const char* outcome = answer.ok() ? "ok" : "failed";

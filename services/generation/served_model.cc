@@ -163,6 +163,7 @@ class ServedModel::Observer : public EngineObserver {
     }
   }
   void OnStep(double seconds, int32_t tokens) override {
+    if (!enabled_) return;
     Observe(Metric::kStepSeconds, seconds);
     Observe(Metric::kIterationTokens, tokens);
   }
@@ -286,6 +287,7 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string
   model->engine_ = *std::move(engine);
   model->engine_->Start();
   if (absl::Status status = model->Try(); !status.ok()) return status;
+  model->before_ = model->engine_->Stats();
   model->observer_->Enable();
   facts.load_time = std::chrono::system_clock::now();
   facts.load_seconds =
@@ -352,13 +354,13 @@ void ServedModel::Export(bool on) {
     emit(Metric::kRequestsRunning, stats.running);
     emit(Metric::kRequestsWaiting, stats.waiting);
     emit(Metric::kQueuedTokens, stats.queued_tokens);
-    emit(Metric::kReaderPauses, stats.pauses);
-    emit(Metric::kPromptTokens, stats.prompt_tokens);
-    emit(Metric::kGeneratedTokens, stats.generated_tokens);
+    emit(Metric::kReaderPauses, stats.pauses - before_.pauses);
+    emit(Metric::kPromptTokens, stats.prompt_tokens - before_.prompt_tokens);
+    emit(Metric::kGeneratedTokens, stats.generated_tokens - before_.generated_tokens);
     emit(Metric::kKvBlocksUsed, stats.kv_blocks_used);
     emit(Metric::kKvBlocksCapacity, stats.kv_blocks_total);
-    emit(Metric::kPreemptions, stats.preemptions);
-    emit(Metric::kSteps, stats.steps);
+    emit(Metric::kPreemptions, stats.preemptions - before_.preemptions);
+    emit(Metric::kSteps, stats.steps - before_.steps);
     emit(Metric::kLastStepAge, std::max(stats.current_step_seconds, stats.heartbeat_age));
     emit(Metric::kModelWeightBytes, facts_.weight_bytes);
     emit(Metric::kModelKvBytes, facts_.kv_bytes);

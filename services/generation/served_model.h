@@ -112,6 +112,7 @@ class ServedModel {
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::unique_ptr<Observer> observer_;
   std::unique_ptr<Engine> engine_;
+  EngineStats before_;  // counters as the trial left them: nobody asked for that
   std::shared_ptr<void> collector_;
 };
 
