@@ -7,21 +7,13 @@
 // Neither depends on how many rows are computed together.
 #pragma once
 
-// Expands features [k, k + count) of a panel to floats [count][32].
-inline void ExpandPanel(const PackedMatrix& w, int64_t panel, int64_t k, int count, float* out) {
+// Expands features [k, k + count) of a quantized panel to floats [count][32].
+inline void ExpandPanel(const PackedMatrix& w, int64_t panel, int64_t k, int64_t count,
+                        float* out) {
   const uint8_t* codes = w.codes + static_cast<size_t>(panel) * w.panel_bytes;
-  if (w.packing == Packing::kF16 || w.packing == Packing::kBF16) {
-    const auto* halves = reinterpret_cast<const uint16_t*>(codes) + k * kPanelRows;
-    for (int i = 0; i < 2 * count; ++i) {
-      const F value =
-          w.packing == Packing::kF16 ? LoadF16(halves + 16 * i) : LoadBF16(halves + 16 * i);
-      Store(out + 16 * i, value);
-    }
-    return;
-  }
   const int step = w.packing == Packing::kU4 ? 8 : 4;
   const int32_t middle = w.packing == Packing::kU4 ? 8 : 128;
-  for (int done = 0; done < count; done += step) {
+  for (int64_t done = 0; done < count; done += step) {
     const int64_t at = k + done;
     const int64_t scale_row = (panel * w.groups + at / w.group) * kPanelRows;
     const uint8_t* words = codes + at / step * 128;
@@ -53,16 +45,42 @@ inline void ExpandPanel(const PackedMatrix& w, int64_t panel, int64_t k, int cou
   }
 }
 
-// acc[m][32] += x[m][0..count) * w[count][32] for kRows rows, kVectors vectors of the panel.
-template <int kRows, int kVectors>
-inline void FloatTile(const float* x, int64_t stride, const float* w, int count, float* acc) {
+// Calls body(Rows<n>()) for n = rows, 1 <= rows <= kMost: register tiles need constant sizes.
+template <int n>
+struct Rows {
+  static constexpr int value = n;
+};
+template <int kMost, typename Body>
+inline void WithRows(int64_t rows, const Body& body) {
+  if (rows == kMost) {
+    body(Rows<kMost>());
+  } else if constexpr (kMost > 1) {
+    WithRows<kMost - 1>(rows, body);
+  }
+}
+
+// acc[m][32] += x[m][0..count) * w[count][32] for kRows rows, kVectors vectors of the panel; w in
+// any of the float packings.
+template <int kRows, int kVectors, Packing kPacking>
+inline void FloatTile(const float* x, int64_t stride, const uint8_t* w, int64_t count, float* acc) {
+  constexpr int kBytes = kPacking == Packing::kF32 ? 4 : 2;
   F sum[kRows][kVectors];
   for (int m = 0; m < kRows; ++m) {
     for (int v = 0; v < kVectors; ++v) sum[m][v] = Load(acc + m * kPanelRows + 16 * v);
   }
-  for (int k = 0; k < count; ++k) {
+  for (int64_t k = 0; k < count; ++k, w += kPanelRows * kBytes) {
+    Prefetch(w + kPrefetchBytes);
     F weight[kVectors];
-    for (int v = 0; v < kVectors; ++v) weight[v] = Load(w + k * kPanelRows + 16 * v);
+    for (int v = 0; v < kVectors; ++v) {
+      const uint8_t* at = w + 16 * v * kBytes;
+      if constexpr (kPacking == Packing::kF32) {
+        weight[v] = Load(reinterpret_cast<const float*>(at));
+      } else if constexpr (kPacking == Packing::kF16) {
+        weight[v] = LoadF16(reinterpret_cast<const uint16_t*>(at));
+      } else {
+        weight[v] = LoadBF16(reinterpret_cast<const uint16_t*>(at));
+      }
+    }
     for (int m = 0; m < kRows; ++m) {
       const F a = Set(x[m * stride + k]);
       for (int v = 0; v < kVectors; ++v) sum[m][v] = Fma(a, weight[v], sum[m][v]);
@@ -73,10 +91,18 @@ inline void FloatTile(const float* x, int64_t stride, const float* w, int count,
   }
 }
 
-template <int kRows>
-inline void FloatRows(const float* x, int64_t stride, const float* w, int count, float* acc) {
-  for (int v = 0; v < 2; v += kFloatVectors) {
-    FloatTile<kRows, kFloatVectors>(x, stride, w + 16 * v, count, acc + 16 * v);
+// The same for any number of rows.
+template <Packing kPacking>
+inline void FloatRows(const float* x, int64_t stride, int64_t rows, const uint8_t* w, int64_t count,
+                      float* acc) {
+  constexpr int kBytes = kPacking == Packing::kF32 ? 4 : 2;
+  for (int64_t m = 0; m < rows; m += kFloatRows) {
+    WithRows<kFloatRows>(rows - m < kFloatRows ? rows - m : kFloatRows, [&](auto tile) {
+      for (int v = 0; v < 2; v += kFloatVectors) {
+        FloatTile<decltype(tile)::value, kFloatVectors, kPacking>(
+            x + m * stride, stride, w + 16 * v * kBytes, count, acc + m * kPanelRows + 16 * v);
+      }
+    });
   }
 }
 
@@ -97,22 +123,23 @@ inline void LinearFloat(const PackedMatrix& w, int64_t panel, const float* x, in
   float* expanded = scratch;
   float* acc = scratch + int64_t{kFloatChunk} * kPanelRows;
   memset(acc, 0, static_cast<size_t>(rows) * kPanelRows * sizeof(float));
-  for (int64_t k = 0; k < w.cols; k += kFloatChunk) {
-    const int count = static_cast<int>(w.cols - k < kFloatChunk ? w.cols - k : kFloatChunk);
-    const float* weights = expanded;
-    if (w.packing == Packing::kF32) {
-      weights =
-          reinterpret_cast<const float*>(w.codes + static_cast<size_t>(panel) * w.panel_bytes) +
-          k * kPanelRows;
+  const uint8_t* codes = w.codes + static_cast<size_t>(panel) * w.panel_bytes;
+  // Chunks keep weights in the first-level cache while they meet all rows; one tile needs no
+  // chunks.
+  const bool expand = w.packing == Packing::kU8 || w.packing == Packing::kU4;
+  const int64_t chunk = expand || rows > kFloatRows ? kFloatChunk : w.cols;
+  for (int64_t k = 0; k < w.cols; k += chunk) {
+    const int64_t count = w.cols - k < chunk ? w.cols - k : chunk;
+    if (w.packing == Packing::kF16) {
+      FloatRows<Packing::kF16>(x + k, w.cols, rows, codes + k * kPanelRows * 2, count, acc);
+    } else if (w.packing == Packing::kBF16) {
+      FloatRows<Packing::kBF16>(x + k, w.cols, rows, codes + k * kPanelRows * 2, count, acc);
+    } else if (w.packing == Packing::kF32) {
+      FloatRows<Packing::kF32>(x + k, w.cols, rows, codes + k * kPanelRows * 4, count, acc);
     } else {
       ExpandPanel(w, panel, k, count, expanded);
-    }
-    int64_t m = 0;
-    for (; m + kFloatRows <= rows; m += kFloatRows) {
-      FloatRows<kFloatRows>(x + m * w.cols + k, w.cols, weights, count, acc + m * kPanelRows);
-    }
-    for (; m < rows; ++m) {
-      FloatRows<1>(x + m * w.cols + k, w.cols, weights, count, acc + m * kPanelRows);
+      FloatRows<Packing::kF32>(x + k, w.cols, rows, reinterpret_cast<const uint8_t*>(expanded),
+                               count, acc);
     }
   }
   for (int64_t m = 0; m < rows; ++m) {
@@ -187,9 +214,11 @@ inline void Int8Tile(const PackedMatrix& w, int64_t panel, const Int8Rows& x, in
 template <bool kNibbles>
 inline void Int8Panel(const PackedMatrix& w, int64_t panel, const Int8Rows& x, int64_t rows,
                       float* out) {
-  int64_t m = 0;
-  for (; m + kIntRows <= rows; m += kIntRows) Int8Tile<kIntRows, kNibbles>(w, panel, x, m, out);
-  for (; m < rows; ++m) Int8Tile<1, kNibbles>(w, panel, x, m, out);
+  for (int64_t m = 0; m < rows; m += kIntRows) {
+    WithRows<kIntRows>(rows - m < kIntRows ? rows - m : kIntRows, [&](auto tile) {
+      Int8Tile<decltype(tile)::value, kNibbles>(w, panel, x, m, out);
+    });
+  }
 }
 
 inline void LinearInt8(const PackedMatrix& w, int64_t panel, const Int8Rows& x, int64_t rows,
