@@ -125,6 +125,7 @@ struct JobRecord {
   double attempt_fraction = 0;  // progress when the current attempt first reported, for estimates
   PipelineProgress progress;
   std::string source_digest;
+  std::string texts_digest;
   std::string artifact_digest;
   std::string staged;  // PUBLISHING: the directory to be renamed, relative to the data directory
   int64_t artifact_bytes = 0;
@@ -237,8 +238,10 @@ class JobStore {
   virtual absl::StatusOr<bool> Renew(const Lease& lease) = 0;
   // Whether the lease still stands, and whether the job is to be cancelled, without writing.
   virtual absl::StatusOr<bool> CheckLease(const Lease& lease) = 0;
-  // Remembers what the source was. FailedPrecondition if an earlier attempt saw another digest.
-  virtual absl::Status RecordSource(const Lease& lease, const std::string& digest) = 0;
+  // Remembers what model and texts were. FailedPrecondition if an earlier attempt saw other
+  // digests.
+  virtual absl::Status RecordSource(const Lease& lease, const std::string& model_digest,
+                                    const std::string& texts_digest) = 0;
   virtual absl::Status RecordProgress(const Lease& lease,
                                       const std::optional<PipelineProgress>& progress,
                                       const std::vector<std::string>& log_lines) = 0;

@@ -8,7 +8,7 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -93,6 +93,8 @@ class ResourceStore {
   // Takes it out of the list; its directory is then anybody's to remove. FailedPrecondition while
   // an unfinished job uses it.
   virtual absl::Status DeleteResource(const std::string& name) = 0;
+  // Directories beneath sources/ that an upload or a resource names.
+  virtual absl::StatusOr<std::set<std::string>> SourceDirectories() = 0;
 };
 
 }  // namespace nibble

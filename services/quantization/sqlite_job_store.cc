@@ -16,7 +16,7 @@ namespace {
   "message, pause_reason, cancel_requested, attempt, idle_attempts, leases_lost, worker, "     \
   "lease_expiry, not_before, create_time, start_time, attempt_time, end_time, "                \
   "attempt_fraction, phase, blocks_done, blocks_total, fraction, progress_message, "           \
-  "source_digest, artifact_digest, staged, artifact_bytes, "                                   \
+  "source_digest, texts_digest, artifact_digest, staged, artifact_bytes, "                     \
   "(SELECT COALESCE(MAX(sequence), 0) FROM events WHERE events.job = jobs.id), number"
 
 // Returns the job's number, which orders lists.
@@ -52,6 +52,7 @@ int64_t ReadJob(Query& row, JobRecord& job) {
   job.progress.fraction = row.Double();
   job.progress.message = row.Text();
   job.source_digest = row.Text();
+  job.texts_digest = row.Text();
   job.artifact_digest = row.Text();
   job.staged = row.Text();
   job.artifact_bytes = row.Int();
@@ -318,16 +319,26 @@ class SqliteJobStore : public JobStore {
     return requested != 0;
   }
 
-  absl::Status RecordSource(const Lease& lease, const std::string& digest) override {
+  absl::Status RecordSource(const Lease& lease, const std::string& model_digest,
+                            const std::string& texts_digest) override {
     return db_.Write([&]() -> absl::Status {
       NIBBLE_ASSIGN_OR_RETURN(const JobRecord job, FindRunning(lease));
-      if (job.source_digest == digest) return absl::OkStatus();
-      if (!job.source_digest.empty()) {
+      if (job.source_digest.empty()) {
+        return db_
+            .Run("UPDATE jobs SET source_digest = ?, texts_digest = ? WHERE id = ?", model_digest,
+                 texts_digest, lease.job)
+            .status();
+      }
+      if (job.source_digest != model_digest) {
         return absl::FailedPreconditionError(
             absl::StrCat("source '", job.source, "' changed between attempts: its digest was ",
-                         job.source_digest, " and is ", digest));
+                         job.source_digest, " and is ", model_digest));
       }
-      return db_.Run("UPDATE jobs SET source_digest = ? WHERE id = ?", digest, lease.job).status();
+      if (job.texts_digest != texts_digest) {
+        return absl::FailedPreconditionError(
+            "the calibration or evaluation text changed between attempts");
+      }
+      return absl::OkStatus();
     });
   }
 

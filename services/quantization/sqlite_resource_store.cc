@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -202,6 +203,15 @@ class SqliteResourceStore : public ResourceStore {
       if (removed == 0) return absl::NotFoundError(absl::StrCat("there is no ", name));
       return absl::OkStatus();
     });
+  }
+
+  absl::StatusOr<std::set<std::string>> SourceDirectories() override {
+    std::set<std::string> directories;
+    const std::lock_guard lock(db_.mutex());
+    NIBBLE_RETURN_IF_ERROR(db_.Each(
+        "SELECT id FROM uploads WHERE state = ? UNION SELECT directory FROM resources",
+        [&](Query& row) { directories.insert(row.Text()); }, UploadState::kActive));
+    return directories;
   }
 
  private:

@@ -49,6 +49,7 @@ CREATE TABLE jobs (
   progress_message TEXT NOT NULL DEFAULT '',
   log_lines INTEGER NOT NULL DEFAULT 0,
   source_digest TEXT NOT NULL DEFAULT '',
+  texts_digest TEXT NOT NULL DEFAULT '',
   artifact_digest TEXT NOT NULL DEFAULT '',
   staged TEXT NOT NULL DEFAULT '',
   artifact_bytes INTEGER NOT NULL DEFAULT 0,

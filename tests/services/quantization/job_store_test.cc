@@ -15,12 +15,13 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/check.h"
 #include "services/quantization/sqlite_job_store.h"
 #include "services/quantization/sqlite_resource_store.h"
 #include "services/quantization/store_schema.h"
 #include "services/quantization/worker_identity.h"
 #include "tests/services/quantization/fake_clock.h"
-#include "tests/services/quantization/temp_dir.h"
+#include "tests/support/temp_dir.h"
 
 namespace nibble {
 namespace {
@@ -41,7 +42,7 @@ class JobStoreTest : public ::testing::Test {
     store_.reset();
     database_.reset();
     absl::StatusOr<std::unique_ptr<SqliteDatabase>> database =
-        OpenStoreDatabase(directory_ / "nibble.db");
+        OpenStoreDatabase(directory_.File("nibble.db"));
     NIBBLE_CHECK(database.ok());
     database_ = *std::move(database);
     LeaseOptions options;
@@ -112,7 +113,7 @@ TEST_F(JobStoreTest, AJobGoesFromQueuedToSucceeded) {
   const Lease lease = LeaseIt();
   EXPECT_EQ(Get("a").state, JobState::kRunning);
   EXPECT_EQ(Get("a").attempt, 1);
-  ASSERT_TRUE(store_->RecordSource(lease, "d1").ok());
+  ASSERT_TRUE(store_->RecordSource(lease, "d1", "t").ok());
   ASSERT_TRUE(store_->CommitCheckpoint(lease, Checkpoint(1)).ok());
   ASSERT_TRUE(store_->BeginPublish(lease, Intent(), R"({"kl":0.1})").ok());
   EXPECT_EQ(Get("a").state, JobState::kPublishing);
@@ -147,7 +148,7 @@ TEST_F(JobStoreTest, EverythingSurvivesARestart) {
 
 TEST_F(JobStoreTest, ANewerSchemaIsRefused) {
   ASSERT_TRUE(database_->Execute("PRAGMA user_version=99").ok());
-  const absl::Status status = OpenStoreDatabase(directory_ / "nibble.db").status();
+  const absl::Status status = OpenStoreDatabase(directory_.File("nibble.db")).status();
   EXPECT_TRUE(absl::IsFailedPrecondition(status));
   EXPECT_THAT(std::string(status.message()), HasSubstr("99"));
 }
@@ -168,7 +169,7 @@ TEST_F(JobStoreTest, WorkersOfSeveralProcessesNeverShareAJob) {
   for (std::set<std::string>& mine : leased) {
     threads.emplace_back([&mine, this] {
       // A connection of its own, as another process would have.
-      const auto database = *OpenStoreDatabase(directory_ / "nibble.db");
+      const auto database = *OpenStoreDatabase(directory_.File("nibble.db"));
       LeaseOptions options;
       options.worker_lives = [](std::string_view) { return true; };
       const auto store = MakeSqliteJobStore(*database, clock_, options);
@@ -280,7 +281,7 @@ TEST_F(JobStoreTest, NothingThatAnOldAttemptWritesIsTaken) {
 
   EXPECT_TRUE(absl::IsAborted(store_->Renew(old).status()));
   EXPECT_TRUE(absl::IsAborted(store_->CheckLease(old).status()));
-  EXPECT_TRUE(absl::IsAborted(store_->RecordSource(old, "x")));
+  EXPECT_TRUE(absl::IsAborted(store_->RecordSource(old, "x", "t")));
   EXPECT_TRUE(absl::IsAborted(store_->RecordProgress(old, PipelineProgress{"x", 9, 9, 1, ""}, {})));
   EXPECT_TRUE(absl::IsAborted(store_->RecordProgress(old, std::nullopt, {"log"})));
   EXPECT_TRUE(absl::IsAborted(store_->CommitCheckpoint(old, Checkpoint(2))));
@@ -549,13 +550,14 @@ TEST_F(JobStoreTest, AFailedGateKeepsTheReport) {
 TEST_F(JobStoreTest, ASourceThatChangedBetweenAttemptsIsNoticed) {
   Create("a");
   const Lease first = LeaseIt();
-  ASSERT_TRUE(store_->RecordSource(first, "d1").ok());
+  ASSERT_TRUE(store_->RecordSource(first, "d1", "t").ok());
   ASSERT_TRUE(store_->EndAttempt(first, AttemptEnd::kDrained, "", absl::ZeroDuration()).ok());
   const Lease second = LeaseIt();
-  EXPECT_TRUE(store_->RecordSource(second, "d1").ok());
-  const absl::Status status = store_->RecordSource(second, "d2");
+  EXPECT_TRUE(store_->RecordSource(second, "d1", "t").ok());
+  const absl::Status status = store_->RecordSource(second, "d2", "t");
   EXPECT_TRUE(absl::IsFailedPrecondition(status));
   EXPECT_THAT(std::string(status.message()), HasSubstr("changed"));
+  EXPECT_TRUE(absl::IsFailedPrecondition(store_->RecordSource(second, "d1", "other text")));
 }
 
 // ---- events, logs, lists ----
