@@ -16,9 +16,10 @@ namespace nibble {
 
 struct TensorInfo {
   std::string name;
-  DType dtype;
-  std::vector<int64_t> shape;
+  DType dtype;                 // kNone for GGUF block formats
+  std::vector<int64_t> shape;  // rows before columns, whatever the file format
   int64_t bytes;
+  std::string type;  // the file format's name of the element type: "BF16", "Q8_0"
 };
 
 // The weight of a linear or embedding module as it is stored.

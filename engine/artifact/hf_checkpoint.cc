@@ -112,7 +112,8 @@ class HfCheckpoint final : public Checkpoint {
     list.reserve(tensors_.size());
     for (const auto& [name, stored] : tensors_) {
       list.push_back({name, stored.entry->dtype, stored.entry->shape,
-                      static_cast<int64_t>(stored.bytes.size())});
+                      static_cast<int64_t>(stored.bytes.size()),
+                      std::string(SafetensorsName(stored.entry->dtype))});
     }
     return list;
   }

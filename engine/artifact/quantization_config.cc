@@ -99,10 +99,10 @@ absl::StatusOr<GroupArgs> ReadGroup(const json& group, const std::string& where,
   const std::string at = Cat(where, ".weights.");
   if (!weights.is_object()) return Wrong(Cat(where, ".weights"), weights, "an object");
   if (const json& bits = Member(weights, "num_bits"); !bits.is_null()) {
-    if (!bits.is_number_unsigned() || bits.get<uint64_t>() < 1 || bits.get<uint64_t>() > 16) {
+    if (!bits.is_number_integer() || bits.get<int64_t>() < 1 || bits.get<int64_t>() > 16) {
       return Wrong(at + "num_bits", bits, "an integer in 1..16");
     }
-    args.bits = static_cast<int>(bits.get<uint64_t>());
+    args.bits = static_cast<int>(bits.get<int64_t>());
   }
   absl::StatusOr<std::string> type = StringMember(weights, "type", "int", at);
   if (!type.ok()) return type.status();

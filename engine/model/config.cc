@@ -112,9 +112,9 @@ class Fields {
       if (!fallback.has_value()) Fail(key, json(), Cat("an integer in ", low, "..", high));
       return fallback.value_or(low);
     }
-    const bool fits = value->is_number_unsigned() ? value->get<uint64_t>() <= uint64_t{1} << 62
-                                                  : value->is_number_integer();
-    if (!fits || value->get<int64_t>() < low || value->get<int64_t>() > high) {
+    // A number above 2^63 reads as negative, and is out of every range.
+    if (!value->is_number_integer() || value->get<int64_t>() < low ||
+        value->get<int64_t>() > high) {
       Fail(key, *value, Cat("an integer in ", low, "..", high));
       return low;
     }
@@ -346,10 +346,11 @@ void ReadSpecialTokens(const Family& family, Fields& fields, DecoderConfig& conf
   const json list = eos->is_array() ? *eos : json::array({*eos});
   if (list.size() > 64) return fields.Fail("eos_token_id", *eos, allowed);
   for (const json& id : list) {
-    if (!id.is_number_unsigned() || id.get<uint64_t>() >= static_cast<uint64_t>(config.vocab)) {
+    // A number above 2^63 reads as negative.
+    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= config.vocab) {
       return fields.Fail("eos_token_id", *eos, allowed);
     }
-    config.eos_ids.push_back(static_cast<int32_t>(id.get<uint64_t>()));
+    config.eos_ids.push_back(static_cast<int32_t>(id.get<int64_t>()));
   }
 }
 
