@@ -20,6 +20,9 @@ constexpr Verb kVerbs[] = {
     {"serve", "run the server", AddServe},
     {"generate", "generate text from a prompt", AddGenerate},
     {"chat", "talk to a served model", AddChat},
+    {"eval", "measure perplexity, and the distance from another model", AddEval},
+    {"inspect", "show what is in a model or artifact", AddInspect},
+    {"bench", "measure speed", AddBench},
 };
 
 int Main(int argc, char** argv) {

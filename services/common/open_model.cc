@@ -1,9 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "services/common/open_model.h"
 
+#include <algorithm>
+#include <map>
 #include <utility>
 
+#include "engine/artifact/gguf_model.h"
+#include "engine/artifact/manifest.h"
+#include "engine/artifact/source_files.h"
+
 namespace nibble {
+namespace {
+
+absl::StatusOr<std::shared_ptr<const Tokenizer>> LoadTokenizer(const std::string& path) {
+  absl::StatusOr<SourceFiles> files = ListSourceFiles(path);
+  if (!files.ok()) return files.status();
+  if (!files->gguf) return Tokenizer::FromDirectory(files->directory);
+  absl::StatusOr<GgufVocab> vocab = ReadGgufVocab(files->directory + "/" + files->names.front());
+  if (!vocab.ok()) return vocab.status();
+  return Tokenizer::FromGguf(*vocab);
+}
+
+}  // namespace
 
 absl::StatusOr<OpenedModel> OpenModel(const std::string& path) {
   OpenedModel opened;
@@ -13,10 +31,27 @@ absl::StatusOr<OpenedModel> OpenModel(const std::string& path) {
   absl::StatusOr<DecoderConfig> config = ParseDecoderConfig(opened.checkpoint->config());
   if (!config.ok()) return config.status();
   opened.config = *std::move(config);
-  absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer = Tokenizer::FromDirectory(path);
+  absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer = LoadTokenizer(path);
   if (!tokenizer.ok()) return tokenizer.status();
   opened.tokenizer = *std::move(tokenizer);
   return opened;
+}
+
+std::string MainScheme(const Checkpoint& checkpoint) {
+  std::map<std::string, int64_t> weights;
+  for (const ModuleInfo& module : checkpoint.modules()) {
+    if (module.name.find(".layers.") == std::string::npos) continue;
+    weights[module.scheme] += module.rows * module.cols;
+  }
+  const auto most =
+      std::max_element(weights.begin(), weights.end(),
+                       [](const auto& a, const auto& b) { return a.second < b.second; });
+  return most == weights.end() ? "" : most->first;
+}
+
+std::string KvFormatOf(const std::string& path) {
+  absl::StatusOr<Manifest> manifest = ReadManifest(path);
+  return manifest.ok() ? manifest->kv_format : "bf16";
 }
 
 }  // namespace nibble

@@ -21,4 +21,10 @@ struct OpenedModel {
 // Errors name file and field.
 absl::StatusOr<OpenedModel> OpenModel(const std::string& path);
 
+// The scheme that stores most of the weights of the blocks' linears; "" without blocks.
+std::string MainScheme(const Checkpoint& checkpoint);
+
+// The KV format that an artifact's recipe chose; "bf16" for any other model.
+std::string KvFormatOf(const std::string& path);
+
 }  // namespace nibble

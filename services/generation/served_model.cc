@@ -3,15 +3,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <filesystem>
-#include <map>
-#include <system_error>
 #include <utility>
 #include <vector>
 
 #include "engine/artifact/checkpoint.h"
-#include "engine/artifact/json_file.h"
-#include "engine/artifact/sha256.h"
+#include "engine/artifact/source_files.h"
 #include "engine/model/decoder.h"
 #include "engine/serve/runner.h"
 #include "services/common/open_model.h"
@@ -40,51 +36,6 @@ class TokenizerDecoder : public TextDecoder {
  private:
   IncrementalDecoder decoder_;
 };
-
-std::string ArtifactKvFormat(const std::string& path) {
-  // The artifact's recipe says which KV format it was made for; a plain model has no recipe.
-  const std::string manifest = path + "/nibble.json";
-  std::error_code error;
-  if (!std::filesystem::is_regular_file(manifest, error)) return "";
-  absl::StatusOr<nlohmann::json> json = ReadJsonObject(manifest);
-  if (!json.ok()) return "";
-  const auto recipe = json->find("recipe");
-  if (recipe == json->end() || !recipe->is_object()) return "";
-  const auto format = recipe->find("kv_format");
-  return format == recipe->end() || !format->is_string() ? "" : format->get<std::string>();
-}
-
-// sha256 over the names and contents of the files that make up the weights, and the configuration.
-absl::StatusOr<std::string> DigestOf(const Checkpoint& checkpoint) {
-  Sha256 digest;
-  digest.Update(checkpoint.config().dump());
-  std::error_code error;
-  const bool directory = std::filesystem::is_directory(checkpoint.path(), error);
-  for (const std::string& file : checkpoint.files()) {
-    absl::StatusOr<std::string> sha =
-        Sha256OfFile(directory ? checkpoint.path() + "/" + file : checkpoint.path());
-    if (!sha.ok()) return sha.status();
-    digest.Update(Concat("\n", file, " ", *sha));
-  }
-  return digest.FinishHex();
-}
-
-// The scheme that stores most of the blocks' weights.
-std::string MainScheme(const Checkpoint& checkpoint, const DecoderConfig& config) {
-  std::map<std::string_view, int64_t> weights;
-  for (int layer = 0; layer < config.layers; ++layer) {
-    for (InputGroup group : kInputGroups) {
-      for (const std::string& module : GroupModules(group)) {
-        absl::StatusOr<WeightView> view = checkpoint.Weight(BlockModule(layer, module));
-        if (view.ok()) weights[view->scheme->name] += view->rows * view->cols;
-      }
-    }
-  }
-  const auto most =
-      std::max_element(weights.begin(), weights.end(),
-                       [](const auto& a, const auto& b) { return a.second < b.second; });
-  return most == weights.end() ? "" : std::string(most->first);
-}
 
 int64_t StoredBytes(const Checkpoint& checkpoint) {
   int64_t sum = 0;
@@ -197,8 +148,7 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string
   DecoderRunnerOptions options;
   options.mode = spec.mode == "exact" ? Mode::kExact : Mode::kFast;
   std::string kv_name = spec.kv_format;
-  if (kv_name.empty()) kv_name = ArtifactKvFormat(source.path);
-  if (kv_name.empty()) kv_name = "bf16";
+  if (kv_name.empty()) kv_name = KvFormatOf(source.path);
   options.kv_format = FindKvFormat(kv_name);
   if (options.kv_format == nullptr) {
     return absl::InvalidArgumentError(
@@ -251,7 +201,7 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string
   std::unique_ptr<ServedModel> model(new ServedModel(name, spec, settings, metrics));
   ModelFacts& facts = model->facts_;
   facts.family = opened->config.family;
-  facts.scheme = MainScheme(*opened->checkpoint, opened->config);
+  facts.scheme = MainScheme(*opened->checkpoint);
   facts.kv_format = kv_name;
   facts.mode = spec.mode;
   facts.device = runner->decoder().backend().Description();
@@ -261,7 +211,7 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string
   facts.kv_bytes = static_cast<int64_t>(runner->kv_bytes());
   facts.digest = source.digest;
   if (facts.digest.empty()) {
-    absl::StatusOr<std::string> digest = DigestOf(*opened->checkpoint);
+    absl::StatusOr<std::string> digest = SourceDigest(source.path);
     if (!digest.ok()) return digest.status();
     facts.digest = *std::move(digest);
   }

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/eval/documents.h"
+#include "engine/eval/evaluate.h"
+#include "services/cli/client.h"
+#include "services/cli/exit_codes.h"
+#include "services/cli/logits_hash.h"
+#include "services/cli/verbs.h"
+#include "services/common/open_model.h"
+#include "services/common/text.h"
+
+namespace nibble {
+namespace {
+
+constexpr int32_t kLogitRows = 64;
+constexpr int32_t kMinContext = 64;  // what the logits hash needs
+
+struct Options {
+  std::string model;
+  std::string text;
+  std::string against;
+  std::string kv;
+  int64_t max_tokens = 0;
+  int32_t window = 0;
+  int threads = 0;
+  bool exact = false;
+  bool json = false;
+};
+
+absl::StatusOr<std::unique_ptr<Decoder>> LoadDecoder(const OpenedModel& opened, Backend& backend,
+                                                     Mode mode, int32_t context) {
+  DecoderOptions options;
+  options.mode = mode;
+  options.max_logit_rows = kLogitRows;
+  options.max_rows = kLogitRows;
+  options.max_context = std::min(context, opened.config.max_positions);
+  return Decoder::Load(backend, opened.config, *opened.checkpoint, options);
+}
+
+absl::StatusOr<nlohmann::json> Run(const Options& options) {
+  absl::StatusOr<OpenedModel> opened = OpenModel(options.model);
+  if (!opened.ok()) return opened.status();
+  absl::StatusOr<std::vector<Document>> documents = ReadDocuments(options.text, *opened->tokenizer);
+  if (!documents.ok()) return documents.status();
+  const std::string kv_name = !options.kv.empty() ? options.kv
+                              : options.exact     ? "f32"
+                                                  : KvFormatOf(options.model);
+  const KvFormat* kv = FindKvFormat(kv_name);
+  if (kv == nullptr) {
+    return absl::InvalidArgumentError(
+        Concat("--kv is \"", kv_name, "\"; it must be f32, bf16 or int8"));
+  }
+
+  // No more positions than the longest document needs.
+  size_t longest = kMinContext;
+  for (const Document& document : *documents) {
+    size_t length = document.size();
+    if (options.max_tokens > 0) length = std::min(length, static_cast<size_t>(options.max_tokens));
+    longest = std::max(longest, length);
+  }
+  const auto context = static_cast<int32_t>(
+      std::min<size_t>(longest, static_cast<size_t>(opened->config.max_positions)));
+
+  const Mode mode = options.exact ? Mode::kExact : Mode::kFast;
+  absl::StatusOr<std::unique_ptr<Backend>> backend =
+      MakeCpuBackend({.threads = options.threads, .tier = ""});
+  if (!backend.ok()) return backend.status();
+  absl::StatusOr<std::unique_ptr<Decoder>> model = LoadDecoder(*opened, **backend, mode, context);
+  if (!model.ok()) return model.status();
+  std::unique_ptr<Decoder> reference;
+  if (!options.against.empty()) {
+    absl::StatusOr<OpenedModel> other = OpenModel(options.against);
+    if (!other.ok()) return other.status();
+    absl::StatusOr<std::unique_ptr<Decoder>> loaded = LoadDecoder(*other, **backend, mode, context);
+    if (!loaded.ok()) return loaded.status();
+    reference = *std::move(loaded);
+  }
+
+  EvaluateOptions evaluate;
+  evaluate.max_tokens = options.max_tokens;
+  evaluate.window = options.window;
+  evaluate.bos_id = opened->tokenizer->bos_id().value_or(-1);
+  absl::StatusOr<Evaluation> evaluation =
+      Evaluate(**model, reference.get(), *documents, *kv, evaluate);
+  if (!evaluation.ok()) return evaluation.status();
+  absl::StatusOr<std::string> hash = LogitsHash(**model, *kv);
+  if (!hash.ok()) return hash.status();
+
+  nlohmann::json result = {{"nll", evaluation->nll()},
+                           {"perplexity", evaluation->perplexity()},
+                           {"predictions", evaluation->predictions()},
+                           {"documents", evaluation->documents.size()},
+                           {"mode", options.exact ? "exact" : "fast"},
+                           {"kv", kv_name},
+                           {"device", (*backend)->Description()},
+                           {"logits_hash", *hash}};
+  if (reference != nullptr) {
+    result["kl"] = evaluation->kl();
+    result["same_top"] = evaluation->same_top();
+  }
+  return result;
+}
+
+int RunEval(const Options& options) {
+  absl::StatusOr<nlohmann::json> result = Run(options);
+  if (!result.ok()) return Fail("eval", result.status());
+  if (options.json) {
+    std::printf("%s\n", result->dump(2).c_str());
+    return kExitOk;
+  }
+  const auto number = [&](const char* name) { return result->value(name, 0.0); };
+  std::printf("perplexity   %.4f  (%.5f nats a token, %lld predictions)\n", number("perplexity"),
+              number("nll"), static_cast<long long>(number("predictions")));
+  if (result->contains("kl")) {
+    std::printf("kl           %.6f nats a token\nsame top     %.2f %%\n", number("kl"),
+                100 * number("same_top"));
+  }
+  std::printf("mode         %s, KV %s, %s\n", (*result)["mode"].get<std::string>().c_str(),
+              (*result)["kv"].get<std::string>().c_str(),
+              (*result)["device"].get<std::string>().c_str());
+  return kExitOk;
+}
+
+}  // namespace
+
+RunVerb AddEval(CLI::App& command) {
+  auto options = std::make_shared<Options>();
+  command.add_option("--model", options->model, "model directory, artifact or GGUF file")
+      ->required();
+  command
+      .add_option("--text", options->text,
+                  "plain text, .json (array of strings) or .jsonl (field \"text\")")
+      ->required();
+  command
+      .add_option("--max-tokens", options->max_tokens,
+                  "cut every document to so many tokens; 0 = whole")
+      ->check(CLI::NonNegativeNumber);
+  command
+      .add_option("--window", options->window,
+                  "tokens seen at once; 0 = as many as the model takes")
+      ->check(CLI::NonNegativeNumber);
+  command.add_option("--against", options->against,
+                     "a model to compare with: KL divergence from it and same top token");
+  command.add_flag("--exact", options->exact,
+                   "do not quantize activations, keep K and V in f32: the reference");
+  command.add_option("--kv", options->kv, "KV cache format: f32, bf16, int8");
+  command.add_option("--threads", options->threads, "0 = one for each CPU")
+      ->check(CLI::Range(0, 256));
+  command.add_flag("--json", options->json, "one JSON object");
+  command.footer(
+      "Works on local files, without a server.\n\n"
+      "Examples:\n"
+      "  nibble eval --model my-int4 --text heldout.jsonl\n"
+      "  nibble eval --model my-int4 --against llama-1b --text heldout.jsonl --max-tokens 512 "
+      "--json");
+  return [options] { return RunEval(*options); };
+}
+
+}  // namespace nibble
