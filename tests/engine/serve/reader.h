@@ -24,12 +24,16 @@ class Reader {
     while (auto update = stream->TryPop()) Take(*std::move(update));
     return end.has_value();
   }
+  // Takes what comes next; false if nothing comes in time.
+  bool ReadOnce(std::chrono::milliseconds timeout) {
+    auto update = stream->Pop(timeout);
+    if (update.has_value()) Take(*std::move(update));
+    return update.has_value();
+  }
   // Reads until the end; false if nothing comes for a minute.
   bool ReadToEnd() {
     while (!end.has_value()) {
-      auto update = stream->Pop(std::chrono::milliseconds(60000));
-      if (!update.has_value()) return false;
-      Take(*std::move(update));
+      if (!ReadOnce(std::chrono::milliseconds(60000))) return false;
     }
     return true;
   }

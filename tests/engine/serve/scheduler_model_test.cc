@@ -304,7 +304,7 @@ TEST(SchedulerModel, HoldsWithAFewPlacesAndATightPool) {
   ModelCheck(1, Limits(4, 40, 32, 4, 9)).Run(Steps() / 2);
 }
 
-TEST(SchedulerModel, HoldsWhereEveryGrowthPreempts) {
+TEST(SchedulerModel, HoldsWithATinyPool) {
   ModelCheck(2, Limits(8, 48, 48, 12, 6)).Run(Steps() / 4);
 }
 
