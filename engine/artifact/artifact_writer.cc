@@ -9,6 +9,8 @@
 
 #include "engine/artifact/cat.h"
 #include "engine/artifact/checkpoint.h"
+#include "engine/artifact/gguf_model.h"
+#include "engine/artifact/gguf_tokenizer.h"
 #include "engine/artifact/mapped_file.h"
 #include "engine/artifact/quantization_config.h"
 #include "engine/artifact/source_files.h"
@@ -221,6 +223,7 @@ absl::Status ArtifactWriter::WriteConfig() {
 absl::Status ArtifactWriter::CarryFiles() {
   absl::StatusOr<SourceFiles> source = ListSourceFiles(spec_.source);
   if (!source.ok()) return source.status();
+  if (source->gguf) return WriteTokenizer(Cat(source->directory, "/", source->names[0]));
   for (const std::string& name : source->names) {
     if (std::find(std::begin(kCarriedFiles), std::end(kCarriedFiles), name) ==
         std::end(kCarriedFiles)) {
@@ -230,6 +233,21 @@ absl::Status ArtifactWriter::CarryFiles() {
         ReadSmallFile(Cat(source->directory, "/", name), kMaxCarriedBytes);
     if (!text.ok()) return text.status();
     absl::Status status = Keep(WriteWholeFile(fs_, Cat(directory_, "/", name), *text));
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+// A GGUF file has its tokenizer inside.
+absl::Status ArtifactWriter::WriteTokenizer(const std::string& gguf_path) {
+  absl::StatusOr<GgufVocab> vocab = ReadGgufVocab(gguf_path);
+  if (!vocab.ok()) return vocab.status();
+  absl::StatusOr<std::map<std::string, std::string>> files = TokenizerFiles(*vocab);
+  if (!files.ok()) {
+    return absl::Status(files.status().code(), Cat(gguf_path, ": ", files.status().message()));
+  }
+  for (const auto& [name, text] : *files) {
+    absl::Status status = Keep(WriteWholeFile(fs_, Cat(directory_, "/", name), text));
     if (!status.ok()) return status;
   }
   return absl::OkStatus();

@@ -85,6 +85,7 @@ class ArtifactWriter {
   absl::Status WriteIndex();
   absl::Status WriteConfig();
   absl::Status CarryFiles();
+  absl::Status WriteTokenizer(const std::string& gguf_path);
   absl::Status Keep(absl::StatusOr<WrittenFile> file);
 
   FileSystem& fs_;

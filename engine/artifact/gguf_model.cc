@@ -266,6 +266,14 @@ absl::StatusOr<json> GgufConfig(const GgufFile& file) {
   };
   special("tokenizer.ggml.bos_token_id", "bos_token_id");
   special("tokenizer.ggml.eos_token_id", "eos_token_id");
+  special("tokenizer.ggml.eot_token_id", "eot_token_id");
+  // In config.json all ids that end a generation are eos_token_id.
+  const json eot = config["eot_token_id"];
+  config.erase("eot_token_id");
+  if (!eot.is_null() && eot != config["eos_token_id"]) {
+    config["eos_token_id"] =
+        config["eos_token_id"].is_null() ? eot : json::array({config["eos_token_id"], eot});
+  }
   if (!keys.status().ok()) return keys.status();
   return config;
 }
