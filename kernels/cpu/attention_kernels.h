@@ -11,19 +11,6 @@ inline size_t KvElementBytes(KvCode code) {
   return code == KvCode::kF32 ? 4 : code == KvCode::kBF16 ? 2 : 1;
 }
 
-// Expands sixteen stored elements; int8 codes without their scale.
-inline F LoadKv(const uint8_t* p, KvCode code) {
-  switch (code) {
-    case KvCode::kF32:
-      return Load(reinterpret_cast<const float*>(p));
-    case KvCode::kBF16:
-      return LoadBF16(reinterpret_cast<const uint16_t*>(p));
-    case KvCode::kI8:
-      break;
-  }
-  return Convert(LoadI8(reinterpret_cast<const int8_t*>(p)));
-}
-
 inline const float* KvScales(const KvHead& kv, const uint8_t* block) {
   return reinterpret_cast<const float*>(block + 2 * KvElementBytes(kv.code) * kKvBlockTokens *
                                                     static_cast<size_t>(kv.head_dim));
@@ -72,142 +59,249 @@ inline void AppendKv(const KvHead& kv, int64_t block_index, int slot, const floa
   }
 }
 
-// Running state of one query: out[PaddedHead], then maximum and sum.
+// One query and its running state: the sum of weighted values, its maximum score, its sum of
+// weights.
 struct Query {
   const float* q;
-  float* acc;
-  float* largest;
-  float* sum;
+  float* acc;  // (PaddedHead)
+  float largest;
+  float sum;
   int32_t position;
 };
 
-// Folds one tile of keys and values (floats, [head_dim][64] and [64][padded]) into a query.
-inline void FoldTile(const AttentionItem& item, const Query& query, const float* keys,
-                     const float* values, const float* scales, int32_t tile) {
-  const int dim = item.kv.head_dim;
-  const int padded = static_cast<int>(PaddedHead(dim));
+// The keys [begin, end) of a tile that a query sees; empty if begin >= end.
+struct Span {
+  int begin;
+  int end;
+};
+inline Span SeenInTile(const AttentionItem& item, int32_t position, int32_t tile) {
   const int32_t start = tile * kKvBlockTokens;
-  const int end =
-      query.position - start < kKvBlockTokens - 1 ? query.position - start + 1 : kKvBlockTokens;
-  const int32_t oldest = item.window > 0 ? query.position - item.window + 1 : 0;
-  const int begin = oldest > start ? oldest - start : 0;
-  if (begin >= end) return;
+  const int32_t last = position - start;
+  const int32_t oldest = item.window > 0 ? position - item.window + 1 : 0;
+  return {oldest > start ? oldest - start : 0,
+          last < kKvBlockTokens - 1 ? last + 1 : kKvBlockTokens};
+}
 
-  F score[4] = {Set(0.0f), Set(0.0f), Set(0.0f), Set(0.0f)};
-  for (int d = 0; d < dim; ++d) {
-    const F q = Set(query.q[d]);
-    for (int v = 0; v < 4; ++v)
-      score[v] = Fma(q, Load(keys + d * kKvBlockTokens + 16 * v), score[v]);
+// One tile of keys [head_dim][64] and values [64][stride] as stored or, for kF32, as expanded.
+struct Tile {
+  const uint8_t* keys;
+  const uint8_t* values;
+  int64_t stride;
+  const float* scales;  // of 64 keys and 64 values, or nullptr
+  const uint8_t* next;  // keys of the tile to be read after this one, or nullptr: to prefetch
+};
+
+template <KvCode kCode>
+inline F LoadTile(const uint8_t* tile, int64_t index) {
+  if constexpr (kCode == KvCode::kF32) {
+    return Load(reinterpret_cast<const float*>(tile) + index);
+  } else if constexpr (kCode == KvCode::kBF16) {
+    return LoadBF16(reinterpret_cast<const uint16_t*>(tile) + index);
+  } else {
+    return Convert(LoadI8(reinterpret_cast<const int8_t*>(tile) + index));
   }
-  F largest = Set(-INFINITY);
+}
+
+inline void PrefetchRow(const uint8_t* base, int64_t row, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) Prefetch(base + static_cast<size_t>(row) * bytes + i);
+}
+
+// Turns scores of 64 keys into weights and updates the maximum and the sum; returns the factor by
+// which what was summed so far shrinks.
+inline float Weigh(const AttentionItem& item, const Tile& tile, Span span, const F* score,
+                   Query& query, float* weights) {
+  F masked[4];
   Mask seen[4];
+  F largest = Set(-INFINITY);
   for (int v = 0; v < 4; ++v) {
     F s = Mul(score[v], Set(item.scale));
-    if (scales != nullptr) s = Mul(s, Load(scales + 16 * v));
-    if (item.softcap > 0.0f) {
-      s = Mul(Set(item.softcap), Tanh(Div(s, Set(item.softcap))));
-    }
-    const int low = begin - 16 * v < 0 ? 0 : begin - 16 * v > 16 ? 16 : begin - 16 * v;
-    const int high = end - 16 * v < 0 ? 0 : end - 16 * v > 16 ? 16 : end - 16 * v;
+    if (tile.scales != nullptr) s = Mul(s, Load(tile.scales + 16 * v));
+    if (item.softcap > 0.0f) s = Mul(Set(item.softcap), Tanh(Div(s, Set(item.softcap))));
+    const int low = span.begin - 16 * v < 0    ? 0
+                    : span.begin - 16 * v > 16 ? 16
+                                               : span.begin - 16 * v;
+    const int high = span.end - 16 * v < 0 ? 0 : span.end - 16 * v > 16 ? 16 : span.end - 16 * v;
     seen[v] = Between(low, high);
-    score[v] = Select(seen[v], s, Set(-INFINITY));
-    largest = Max(score[v], largest);
+    masked[v] = Select(seen[v], s, Set(-INFINITY));
+    largest = Max(masked[v], largest);
   }
-  const float old_largest = *query.largest;
   const float tile_largest = Largest(largest);
-  const float new_largest = tile_largest > old_largest ? tile_largest : old_largest;
-  F weight[4];
+  const float new_largest = tile_largest > query.largest ? tile_largest : query.largest;
   F sum = Set(0.0f);
   for (int v = 0; v < 4; ++v) {
-    weight[v] = Select(seen[v], Exp(Sub(score[v], Set(new_largest))), Set(0.0f));
-    sum = Add(sum, weight[v]);
-  }
-  const float tile_sum = Sum(sum);
-  alignas(64) float weights[kKvBlockTokens];
-  for (int v = 0; v < 4; ++v) {
-    F w = weight[v];
-    if (scales != nullptr) w = Mul(w, Load(scales + kKvBlockTokens + 16 * v));
-    Store(weights + 16 * v, w);
+    const F weight = Select(seen[v], Exp(Sub(masked[v], Set(new_largest))), Set(0.0f));
+    sum = Add(sum, weight);
+    Store(weights + 16 * v, tile.scales != nullptr
+                                ? Mul(weight, Load(tile.scales + kKvBlockTokens + 16 * v))
+                                : weight);
   }
   // 0 the first time: the old maximum is -inf.
   alignas(64) float shrink[16];
-  Store(shrink, Exp(Set(old_largest - new_largest)));
-  *query.largest = new_largest;
-  *query.sum = *query.sum * shrink[0] + tile_sum;
+  Store(shrink, Exp(Set(query.largest - new_largest)));
+  query.largest = new_largest;
+  query.sum = query.sum * shrink[0] + Sum(sum);
+  return shrink[0];
+}
 
-  const F factor = Set(shrink[0]);
-  int d = 0;
-  for (; d + 64 <= padded; d += 64) {
-    F acc[4];
-    for (int v = 0; v < 4; ++v) acc[v] = Mul(Load(query.acc + d + 16 * v), factor);
-    for (int t = begin; t < end; ++t) {
-      const F w = Set(weights[t]);
-      for (int v = 0; v < 4; ++v) acc[v] = Fma(w, Load(values + t * padded + d + 16 * v), acc[v]);
+// acc = acc * shrink + sum over t of weights[t] * values[t], 16 * kVectors elements from d on.
+template <int kQueries, int kVectors, KvCode kCode>
+inline void AddValues(const Tile& tile, Span span, int64_t d, const float* weights,
+                      const float* shrink, Query* queries) {
+  F acc[kQueries][kVectors];
+  for (int i = 0; i < kQueries; ++i) {
+    for (int v = 0; v < kVectors; ++v) {
+      acc[i][v] = Mul(Load(queries[i].acc + d + 16 * v), Set(shrink[i]));
     }
-    for (int v = 0; v < 4; ++v) Store(query.acc + d + 16 * v, acc[v]);
+  }
+  for (int t = span.begin; t < span.end; ++t) {
+    F value[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      value[v] = LoadTile<kCode>(tile.values, t * tile.stride + d + 16 * v);
+    }
+    if (tile.next != nullptr)
+      PrefetchRow(tile.next + d * kKvBlockTokens * KvElementBytes(kCode), t,
+                  16 * kVectors * KvElementBytes(kCode));
+    for (int i = 0; i < kQueries; ++i) {
+      const F weight = Set(weights[i * kKvBlockTokens + t]);
+      for (int v = 0; v < kVectors; ++v) acc[i][v] = Fma(weight, value[v], acc[i][v]);
+    }
+  }
+  for (int i = 0; i < kQueries; ++i) {
+    for (int v = 0; v < kVectors; ++v) Store(queries[i].acc + d + 16 * v, acc[i][v]);
+  }
+}
+
+// Folds a tile into kQueries queries that see the same span of it.
+template <int kQueries, KvCode kCode>
+inline void FoldTile(const AttentionItem& item, const Tile& tile, Span span, Query* queries) {
+  const int dim = item.kv.head_dim;
+  F score[kQueries][4];
+  for (int i = 0; i < kQueries; ++i) {
+    for (int v = 0; v < 4; ++v) score[i][v] = Set(0.0f);
+  }
+  for (int d = 0; d < dim; ++d) {
+    F key[4];
+    for (int v = 0; v < 4; ++v) key[v] = LoadTile<kCode>(tile.keys, d * kKvBlockTokens + 16 * v);
+    if (tile.next != nullptr) PrefetchRow(tile.values, d, kKvBlockTokens * KvElementBytes(kCode));
+    for (int i = 0; i < kQueries; ++i) {
+      const F q = Set(queries[i].q[d]);
+      for (int v = 0; v < 4; ++v) score[i][v] = Fma(q, key[v], score[i][v]);
+    }
+  }
+  alignas(64) float weights[kQueries * kKvBlockTokens];
+  float shrink[kQueries];
+  for (int i = 0; i < kQueries; ++i) {
+    shrink[i] = Weigh(item, tile, span, score[i], queries[i], weights + i * kKvBlockTokens);
+  }
+  const int64_t padded = PaddedHead(dim);
+  int64_t d = 0;
+  for (; d + 64 <= padded; d += 64) {
+    AddValues<kQueries, 4, kCode>(tile, span, d, weights, shrink, queries);
   }
   for (; d < padded; d += 16) {
-    F acc = Mul(Load(query.acc + d), factor);
-    for (int t = begin; t < end; ++t)
-      acc = Fma(Set(weights[t]), Load(values + t * padded + d), acc);
-    Store(query.acc + d, acc);
+    AddValues<kQueries, 1, kCode>(tile, span, d, weights, shrink, queries);
+  }
+}
+
+template <KvCode kCode>
+inline void FoldQueries(const AttentionItem& item, const Tile& tile, int32_t tile_index,
+                        Query* queries, int count) {
+  for (int i = 0; i < count;) {
+    const Span span = SeenInTile(item, queries[i].position, tile_index);
+    int same = 1;
+    while (same < kAttentionQueries && i + same < count) {
+      const Span next = SeenInTile(item, queries[i + same].position, tile_index);
+      if (next.begin != span.begin || next.end != span.end) break;
+      ++same;
+    }
+    if (span.begin < span.end) {
+      WithRows<kAttentionQueries>(same, [&](auto size) {
+        FoldTile<decltype(size)::value, kCode>(item, tile, span, queries + i);
+      });
+    }
+    i += same;
+  }
+}
+
+// Expands a stored block to floats: keys as they lie, values in rows of PaddedHead.
+template <KvCode kCode>
+inline void ExpandBlock(const Tile& stored, int dim, float* keys, float* values) {
+  for (int64_t i = 0; i < int64_t{dim} * kKvBlockTokens; i += 16) {
+    Store(keys + i, LoadTile<kCode>(stored.keys, i));
+  }
+  const int64_t padded = PaddedHead(dim);
+  for (int64_t t = 0; t < kKvBlockTokens; ++t) {
+    for (int d = 0; d < dim; d += 16) {
+      const Mask inside = Between(0, dim - d < 16 ? dim - d : 16);
+      const F value = LoadTile<kCode>(stored.values, t * dim + d);
+      Store(values + t * padded + d, Select(inside, value, Set(0.0f)));
+    }
+  }
+}
+
+template <KvCode kCode>
+inline void AttendTiles(const AttentionItem& item, int32_t first, int32_t last, Query* queries,
+                        int count) {
+  const int dim = item.kv.head_dim;
+  float* keys = item.scratch;
+  float* values = keys + kKvBlockTokens * PaddedHead(dim);
+  // Worth it when several groups of queries read the tile; needed where rows have a tail.
+  const bool expand = (count > kAttentionQueries && kCode != KvCode::kF32) || dim % 16 != 0;
+  for (int32_t index = first; index <= last; ++index) {
+    const uint8_t* block = item.kv.base + static_cast<size_t>(item.blocks[index]) * item.kv.stride;
+    const int64_t following = item.blocks[index < last ? index + 1 : index];
+    const Tile stored{block,
+                      block + static_cast<size_t>(dim) * kKvBlockTokens * KvElementBytes(kCode),
+                      dim, kCode == KvCode::kI8 ? KvScales(item.kv, block) : nullptr,
+                      item.kv.base + static_cast<size_t>(following) * item.kv.stride};
+    if (expand) {
+      ExpandBlock<kCode>(stored, dim, keys, values);
+      const Tile expanded{reinterpret_cast<const uint8_t*>(keys),
+                          reinterpret_cast<const uint8_t*>(values), PaddedHead(dim), stored.scales,
+                          nullptr};
+      FoldQueries<KvCode::kF32>(item, expanded, index, queries, count);
+    } else {
+      FoldQueries<kCode>(item, stored, index, queries, count);
+    }
   }
 }
 
 inline void Attention(const AttentionItem& item) {
   const int dim = item.kv.head_dim;
   const int64_t padded = PaddedHead(dim);
-  const size_t bytes = KvElementBytes(item.kv.code);
-  float* keys = item.scratch;
-  float* values = keys + kKvBlockTokens * padded;
-  float* state = values + kKvBlockTokens * padded;
-  const int64_t state_stride = padded + 32;
-  const int queries = item.rows * item.heads;
-  for (int i = 0; i < queries; ++i) {
-    float* acc = state + i * state_stride;
-    memset(acc, 0, static_cast<size_t>(padded) * sizeof(float));
-    acc[padded] = -INFINITY;
-    acc[padded + 1] = 0.0f;
+  float* acc = item.scratch + 2 * kKvBlockTokens * padded;
+  Query queries[kMaxAttentionQueries];
+  const int count = item.rows * item.heads;
+  memset(acc, 0, static_cast<size_t>(count * padded) * sizeof(float));
+  int32_t newest = item.positions[0];
+  int32_t oldest = item.positions[0];
+  for (int i = 0; i < count; ++i) {
+    const int row = i / item.heads;
+    const int32_t position = item.positions[row];
+    queries[i] = Query{item.q + row * item.q_stride + (i % item.heads) * dim, acc + i * padded,
+                       -INFINITY, 0.0f, position};
+    if (position > newest) newest = position;
+    if (position < oldest) oldest = position;
   }
-  int32_t first = item.positions[0];
-  int32_t last = item.positions[0];
-  for (int r = 1; r < item.rows; ++r) {
-    if (item.positions[r] > last) last = item.positions[r];
-    if (item.positions[r] < first) first = item.positions[r];
+  oldest = item.window > 0 && oldest >= item.window ? oldest - item.window + 1 : 0;
+  const int32_t first = oldest / kKvBlockTokens;
+  const int32_t last = newest / kKvBlockTokens;
+  switch (item.kv.code) {
+    case KvCode::kF32:
+      AttendTiles<KvCode::kF32>(item, first, last, queries, count);
+      break;
+    case KvCode::kBF16:
+      AttendTiles<KvCode::kBF16>(item, first, last, queries, count);
+      break;
+    case KvCode::kI8:
+      AttendTiles<KvCode::kI8>(item, first, last, queries, count);
+      break;
   }
-  const int32_t oldest =
-      item.window > 0 && first - item.window + 1 > 0 ? first - item.window + 1 : 0;
-  for (int32_t tile = oldest / kKvBlockTokens; tile <= last / kKvBlockTokens; ++tile) {
-    const uint8_t* block = item.kv.base + static_cast<size_t>(item.blocks[tile]) * item.kv.stride;
-    for (int64_t i = 0; i < int64_t{dim} * kKvBlockTokens; i += 16) {
-      Store(keys + i, LoadKv(block + static_cast<size_t>(i) * bytes, item.kv.code));
-    }
-    const uint8_t* stored = block + static_cast<size_t>(dim) * kKvBlockTokens * bytes;
-    for (int t = 0; t < kKvBlockTokens; ++t) {
-      for (int d = 0; d < dim; d += 16) {
-        const int lanes = dim - d < 16 ? dim - d : 16;
-        const F value = LoadKv(
-            stored + (static_cast<size_t>(t) * static_cast<size_t>(dim) + static_cast<size_t>(d)) *
-                         bytes,
-            item.kv.code);
-        Store(values + t * padded + d, Select(Between(0, lanes), value, Set(0.0f)));
-      }
-    }
-    const float* scales = item.kv.code == KvCode::kI8 ? KvScales(item.kv, block) : nullptr;
-    for (int i = 0; i < queries; ++i) {
-      const int row = i / item.heads;
-      float* acc = state + i * state_stride;
-      const Query query{item.q + row * item.q_stride + (i % item.heads) * dim, acc, acc + padded,
-                        acc + padded + 1, item.positions[row]};
-      FoldTile(item, query, keys, values, scales, tile);
-    }
-  }
-  for (int i = 0; i < queries; ++i) {
-    const float* acc = state + i * state_stride;
-    const F inverse = Set(1.0f / acc[padded + 1]);
+  for (int i = 0; i < count; ++i) {
+    const F inverse = Set(1.0f / queries[i].sum);
     float* out = item.out + (i / item.heads) * item.q_stride + (i % item.heads) * dim;
     for (int d = 0; d < dim; d += 16) {
-      StoreN(out + d, Mul(Load(acc + d), inverse), dim - d < 16 ? dim - d : 16);
+      StoreN(out + d, Mul(Load(queries[i].acc + d), inverse), dim - d < 16 ? dim - d : 16);
     }
   }
 }

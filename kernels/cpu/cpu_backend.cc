@@ -98,8 +98,10 @@ KvHead HeadOf(const KvPool& pool, int32_t layer, int32_t head) {
                 static_cast<uint8_t*>(pool.data) + index * per_head, block};
 }
 
-// Query rows that share one expansion of the keys and values.
-constexpr int64_t kAttentionRows = 16;
+// Queries (rows times heads) that share one pass over the keys and values, and heads among them.
+constexpr int64_t kQueriesPerItem = 64;
+constexpr int64_t kHeadsPerItem = 32;
+static_assert(kQueriesPerItem <= kMaxAttentionQueries && kHeadsPerItem <= kQueriesPerItem);
 // Elements below which a loop over rows is not worth waking the pool.
 constexpr int64_t kSerialElements = 16384;
 
@@ -364,39 +366,43 @@ void CpuBackend::Attention(const AttentionArgs& args) {
   const BatchView& batch = *args.batch;
   const KvSpec& spec = args.kv->spec;
   const int64_t width = int64_t{args.heads} * spec.head_dim;
-  const int32_t heads_per_kv = args.heads / spec.kv_heads;
+  const int64_t heads_per_kv = args.heads / spec.kv_heads;
   const float* q = FloatData(args.q);
   // Groups of the output formats may span heads: rows are finished in a second loop.
   float* out = Grow(shared_scratch_, batch.rows * width);
-  GrowRowScratch(AttentionScratchFloats(spec.head_dim, kAttentionRows * heads_per_kv));
-  const int64_t chunks = (std::max(batch.max_query, 1) + kAttentionRows - 1) / kAttentionRows;
-  // Late chunks see more keys: they go first.
-  pool_.Run(chunks * batch.sequences * spec.kv_heads, 1,
-            [&](int64_t begin, int64_t end, int thread) {
-              for (int64_t index = begin; index < end; ++index) {
-                const auto head = static_cast<int32_t>(index % spec.kv_heads);
-                const int64_t sequence = index / spec.kv_heads % batch.sequences;
-                const int64_t chunk = chunks - 1 - index / spec.kv_heads / batch.sequences;
-                const int64_t first = batch.query_start[sequence] + chunk * kAttentionRows;
-                const int64_t rows =
-                    std::min<int64_t>(batch.query_start[sequence + 1] - first, kAttentionRows);
-                if (rows <= 0) continue;
-                AttentionItem item{};
-                item.kv = HeadOf(*args.kv, args.layer, head);
-                item.blocks = batch.block_table + sequence * batch.max_blocks;
-                item.positions = batch.positions + first;
-                item.rows = static_cast<int>(rows);
-                item.heads = heads_per_kv;
-                item.q = q + first * width + int64_t{head} * heads_per_kv * spec.head_dim;
-                item.out = out + first * width + int64_t{head} * heads_per_kv * spec.head_dim;
-                item.q_stride = width;
-                item.scale = args.scale;
-                item.window = args.window;
-                item.softcap = args.softcap;
-                item.scratch = RowScratch(thread);
-                k_.attention(item);
-              }
-            });
+  GrowRowScratch(AttentionScratchFloats(spec.head_dim, kQueriesPerItem));
+  const int64_t heads_per_item = std::min<int64_t>(heads_per_kv, kHeadsPerItem);
+  const int64_t head_parts = (heads_per_kv + heads_per_item - 1) / heads_per_item;
+  const int64_t rows_per_item = kQueriesPerItem / heads_per_item;
+  const int64_t chunks = (std::max(batch.max_query, 1) + rows_per_item - 1) / rows_per_item;
+  const int64_t per_chunk = int64_t{batch.sequences} * spec.kv_heads * head_parts;
+  pool_.Run(chunks * per_chunk, 1, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t chunk = chunks - 1 - index / per_chunk;  // Late chunks see more keys: first.
+      const int64_t sequence = index % per_chunk / (spec.kv_heads * head_parts);
+      const int64_t kv_head = index / head_parts % spec.kv_heads;
+      const int64_t part = index % head_parts * heads_per_item;
+      const int64_t first = batch.query_start[sequence] + chunk * rows_per_item;
+      const int64_t rows =
+          std::min<int64_t>(batch.query_start[sequence + 1] - first, rows_per_item);
+      if (rows <= 0) continue;
+      const int64_t offset = first * width + (kv_head * heads_per_kv + part) * spec.head_dim;
+      AttentionItem item{};
+      item.kv = HeadOf(*args.kv, args.layer, static_cast<int32_t>(kv_head));
+      item.blocks = batch.block_table + sequence * batch.max_blocks;
+      item.positions = batch.positions + first;
+      item.rows = static_cast<int>(rows);
+      item.heads = static_cast<int>(std::min(heads_per_item, heads_per_kv - part));
+      item.q = q + offset;
+      item.out = out + offset;
+      item.q_stride = width;
+      item.scale = args.scale;
+      item.window = args.window;
+      item.softcap = args.softcap;
+      item.scratch = RowScratch(thread);
+      k_.attention(item);
+    }
+  });
   ForRows(batch.rows, width, [&](int64_t row, int) {
     for (int f = 0; f < args.out.count; ++f) {
       k_.write_row(out + row * width, width, TargetOf(args.out.views[static_cast<size_t>(f)], row));

@@ -85,8 +85,10 @@ struct AttentionItem {
 };
 constexpr int64_t PaddedHead(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 constexpr int64_t AttentionScratchFloats(int64_t head_dim, int64_t queries) {
-  return 2 * kKvBlockTokens * PaddedHead(head_dim) + queries * (PaddedHead(head_dim) + 32);
+  return (2 * kKvBlockTokens + queries) * PaddedHead(head_dim);
 }
+// Largest rows * heads of an AttentionItem.
+inline constexpr int kMaxAttentionQueries = 128;
 
 struct KernelTable {
   // out is (rows, w.rows); `scratch` holds LinearScratchFloats(rows).

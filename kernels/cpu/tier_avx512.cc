@@ -14,6 +14,8 @@ namespace {
 inline constexpr int kFloatRows = 8;
 inline constexpr int kFloatVectors = 2;
 inline constexpr int kIntRows = 8;
+// Queries that read one tile of keys together.
+inline constexpr int kAttentionQueries = 4;
 // How far ahead of use packed weights are prefetched.
 inline constexpr int kPrefetchBytes = 8192;
 

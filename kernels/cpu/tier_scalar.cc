@@ -12,6 +12,8 @@ namespace {
 inline constexpr int kFloatRows = 1;
 inline constexpr int kFloatVectors = 1;
 inline constexpr int kIntRows = 1;
+// Queries that read one tile of keys together.
+inline constexpr int kAttentionQueries = 1;
 // How far ahead of use packed weights are prefetched.
 inline constexpr int kPrefetchBytes = 8192;
 
