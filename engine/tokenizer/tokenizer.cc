@@ -112,6 +112,11 @@ const std::vector<int32_t>& Tokenizer::eos_ids() const { return parts_->eos_ids;
 const std::string& Tokenizer::bos_token() const { return parts_->bos_token; }
 const std::string& Tokenizer::eos_token() const { return parts_->eos_token; }
 
+const ChatTemplate* Tokenizer::chat_template() const {
+  return parts_->chat_template.has_value() ? &*parts_->chat_template : nullptr;
+}
+const absl::Status& Tokenizer::chat_template_status() const { return parts_->chat_template_status; }
+
 std::string_view Tokenizer::TokenText(int32_t id) const {
   if (id < 0 || id >= vocab_size()) return {};
   return parts_->texts[static_cast<size_t>(id)];

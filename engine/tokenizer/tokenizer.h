@@ -9,11 +9,13 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 
 namespace nibble {
 
+class ChatTemplate;
 struct TokenizerParts;
 
 // The tokenizer as a GGUF file stores it (`tokenizer.ggml.*`); the keys' names without the prefix.
@@ -55,7 +57,8 @@ class Tokenizer {
  public:
   // A model directory: tokenizer.json, else tokenizer.model, else vocab.json + merges.txt; with
   // tokenizer_config.json, special_tokens_map.json, added_tokens.json, chat_template.jinja (or
-  // .json), generation_config.json and config.json where present.
+  // .json), generation_config.json and config.json where present. A chat template that does not
+  // parse does not fail the load: chat_template() is null and chat_template_status() says why.
   static absl::StatusOr<std::shared_ptr<const Tokenizer>> FromDirectory(
       const std::string& directory);
 
@@ -102,6 +105,10 @@ class Tokenizer {
   // The id of a token written as TokenText writes it.
   std::optional<int32_t> FindToken(std::string_view text) const;
 
+  // Null where the model has none, or one that could not be read.
+  const ChatTemplate* chat_template() const;
+  // Why chat_template() is null: NOT_FOUND or the template's error; OK where it is not null.
+  const absl::Status& chat_template_status() const;
   // The texts that chat templates know as bos_token and eos_token; may be empty.
   const std::string& bos_token() const;
   const std::string& eos_token() const;

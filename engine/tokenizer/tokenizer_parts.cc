@@ -64,6 +64,14 @@ void FinishParts(TokenizerParts* parts) {
     parts->special[index] = token.special;
   }
   parts->added = AddedTokens(parts->added_list, parts->normalizer);
+
+  if (parts->chat_template_source.empty()) {
+    parts->chat_template_status = absl::NotFoundError("the model has no chat template");
+    return;
+  }
+  absl::StatusOr<ChatTemplate> parsed = ChatTemplate::Parse(parts->chat_template_source);
+  parts->chat_template_status = parsed.status();
+  if (parsed.ok()) parts->chat_template = *std::move(parsed);
 }
 
 std::optional<std::string> ByteAlphabetToBytes(std::string_view text) {

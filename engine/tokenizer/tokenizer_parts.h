@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "engine/tokenizer/added_tokens.h"
 #include "engine/tokenizer/bpe_model.h"
+#include "engine/tokenizer/chat_template.h"
 #include "engine/tokenizer/normalizer.h"
 #include "engine/tokenizer/pre_tokenizer.h"
 #include "engine/tokenizer/text.h"
@@ -46,7 +47,10 @@ struct TokenizerParts {
 
   std::string bos_token;
   std::string eos_token;
+  // FinishParts parses the source where there is one.
   std::string chat_template_source;
+  std::optional<ChatTemplate> chat_template;
+  absl::Status chat_template_status;
 };
 
 inline constexpr int32_t kMaxTokenId = (1 << 22) - 1;
@@ -55,7 +59,7 @@ inline constexpr int32_t kMaxTokenId = (1 << 22) - 1;
 // another text is an error.
 absl::Status AddToken(int32_t id, std::string_view text, TokenizerParts* parts);
 
-// Marks added tokens and builds their finder. Call last.
+// Marks added tokens, builds their finder, parses the chat template. Call last.
 void FinishParts(TokenizerParts* parts);
 
 // The GPT-2 byte alphabet, in which byte-level vocabularies write bytes as characters: printable
