@@ -8,6 +8,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "engine/tokenizer/chat_template.h"
 
 namespace nibble {
 namespace {
@@ -33,6 +34,12 @@ absl::Status BadLine(const std::string& path, size_t line, absl::string_view wha
   return absl::InvalidArgumentError(absl::StrCat(path, ", line ", line, ": ", what));
 }
 
+void AddMissingBos(const Tokenizer& tokenizer, Document* document) {
+  const std::optional<int32_t> bos = tokenizer.bos_id();
+  if (!tokenizer.add_bos() || !bos.has_value()) return;
+  if (document->empty() || document->front() != *bos) document->insert(document->begin(), *bos);
+}
+
 absl::StatusOr<Document> FromIds(const json& ids, const Tokenizer& tokenizer) {
   Document document;
   document.reserve(ids.size());
@@ -46,10 +53,27 @@ absl::StatusOr<Document> FromIds(const json& ids, const Tokenizer& tokenizer) {
     }
     document.push_back(static_cast<int32_t>(value));
   }
-  const std::optional<int32_t> bos = tokenizer.bos_id();
-  if (tokenizer.add_bos() && bos.has_value() && (document.empty() || document[0] != *bos)) {
-    document.insert(document.begin(), *bos);
-  }
+  AddMissingBos(tokenizer, &document);
+  return document;
+}
+
+// What strftime_now() shows while calibration chats are rendered: a fixed day, so that the same
+// file gives the same tokens on any day. It is the date that Llama 3.1's template falls back to.
+constexpr int64_t kChatTime = 1721952000;  // 2024-07-26
+
+absl::StatusOr<Document> FromMessages(const nlohmann::json& messages, const Tokenizer& tokenizer) {
+  if (!messages.is_array()) return absl::InvalidArgumentError("\"messages\" is not an array");
+  if (tokenizer.chat_template() == nullptr) return tokenizer.chat_template_status();
+  ChatInput input;
+  input.messages = nlohmann::ordered_json(messages);
+  input.add_generation_prompt = false;
+  input.bos_token = tokenizer.bos_token();
+  input.eos_token = tokenizer.eos_token();
+  input.now = kChatTime;
+  auto text = tokenizer.chat_template()->Render(input);
+  if (!text.ok()) return text.status();
+  Document document = tokenizer.Encode(*text, {.add_bos = false, .parse_special = true});
+  AddMissingBos(tokenizer, &document);
   return document;
 }
 
@@ -58,6 +82,9 @@ absl::StatusOr<Document> FromObject(const json& object, const Tokenizer& tokeniz
   if (auto text = object.find("text"); text != object.end()) {
     if (!text->is_string()) return absl::InvalidArgumentError("\"text\" is not a string");
     return tokenizer.Encode(text->get_ref<const std::string&>());
+  }
+  if (auto messages = object.find("messages"); messages != object.end()) {
+    return FromMessages(*messages, tokenizer);
   }
   if (auto ids = object.find("ids"); ids != object.end()) {
     if (!ids->is_array()) return absl::InvalidArgumentError("\"ids\" is not an array");
