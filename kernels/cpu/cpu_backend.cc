@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <cpuid.h>
+
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -13,6 +15,7 @@
 #include "kernels/codec.h"
 #include "kernels/cpu/memory.h"
 #include "kernels/cpu/packed.h"
+#include "kernels/cpu/peak_bf16.h"
 #include "kernels/cpu/sampler.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/cpu/tier.h"
@@ -28,8 +31,10 @@ struct CpuTier {
 };
 
 bool HasAvx2() {
+  // clang 14 does not know f16c by name.
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
+         __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
 bool HasAvx512() {
   return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -507,7 +512,9 @@ Ceilings CpuBackend::MeasureCeilings() {
     return best;
   };
   ceilings.int8_gops = rate(k_.peak_int8);
-  ceilings.bf16_gflops = rate(k_.peak_f32);
+  // Without dot products of bfloat16, its weights are expanded to single precision.
+  const bool dot = &k_ == &kAvx512Kernels && __builtin_cpu_supports("avx512bf16");
+  ceilings.bf16_gflops = rate(dot ? PeakBF16Dot : k_.peak_f32);
   return ceilings;
 }
 
