@@ -22,6 +22,8 @@ namespace nibble {
 namespace {
 
 constexpr int32_t kLogitRows = 64;
+constexpr int64_t kMaxGgufContext =
+    4096;                            // how far --max-tokens stretches the context a GGUF declares
 constexpr int32_t kMinContext = 64;  // what the logits hash needs
 
 struct Options {
@@ -60,6 +62,12 @@ absl::StatusOr<nlohmann::json> Run(const Options& options) {
         Concat("--kv is \"", kv_name, "\"; it must be f32, bf16 or int8"));
   }
 
+  // The context_length of a GGUF file is often only what its converter was told; documents that are
+  // asked for whole are run past it, as llama.cpp's --ctx-size does.
+  if (options.model.ends_with(".gguf") && options.max_tokens <= kMaxGgufContext) {
+    opened->config.max_positions =
+        std::max(opened->config.max_positions, static_cast<int32_t>(options.max_tokens));
+  }
   // No more positions than the longest document needs.
   size_t longest = kMinContext;
   for (const Document& document : *documents) {
