@@ -35,6 +35,8 @@ class BlockObserver {
  public:
   virtual ~BlockObserver() = default;
   virtual void OnInput(InputGroup group, const float* x, int64_t rows, int64_t cols) = 0;
+  // True after the last input that it wants: the block stops there and its output is undefined.
+  virtual bool Done() const { return false; }
 };
 
 // Scratch memory for up to max_rows tokens of a model with this configuration.

@@ -143,14 +143,16 @@ void DecoderBlock::Forward(const BatchView& batch, const KvPool& kv, int kv_laye
                      .num_rows = rows,
                      .out = out});
   };
+  // True where the observer has seen enough.
   auto tell = [&](InputGroup group, const GroupInput& input, int64_t cols) {
     if (observe) observer->OnInput(group, input.observed, rows, cols);
+    return observe && observer->Done();
   };
 
   // Attention: norm, q/k/v, rotate and append, attend, o.
   const GroupInput attention_in = MakeInput(work, *block.qkv, config.hidden, observe);
   norm(*block.input_norm, has_delta ? workspace.delta() : Floats{}, attention_in.produced);
-  tell(InputGroup::kQkv, attention_in, config.hidden);
+  if (tell(InputGroup::kQkv, attention_in, config.hidden)) return;
   const Floats q = work.Plain(work.q), k = work.Plain(work.k), v = work.Plain(work.v);
   backend.Linear(
       {.linear = block.qkv.get(), .in = attention_in.consumed, .rows = rows, .out = {q, k, v}});
@@ -178,14 +180,14 @@ void DecoderBlock::Forward(const BatchView& batch, const KvPool& kv, int kv_laye
                      .kv = &kv,
                      .layer = kv_layer,
                      .out = o_in.produced});
-  tell(InputGroup::kO, o_in, q_cols);
+  if (tell(InputGroup::kO, o_in, q_cols)) return;
   backend.Linear(
       {.linear = block.o.get(), .in = o_in.consumed, .rows = rows, .out = {workspace.delta()}});
 
   // Feed-forward: residual add and norm, gate and up, gated activation, down.
   const GroupInput mlp_in = MakeInput(work, *block.gate_up, config.hidden, observe);
   norm(*block.post_norm, workspace.delta(), mlp_in.produced);
-  tell(InputGroup::kGateUp, mlp_in, config.hidden);
+  if (tell(InputGroup::kGateUp, mlp_in, config.hidden)) return;
   const Floats gate = work.Plain(work.gate), up = work.Plain(work.up);
   backend.Linear(
       {.linear = block.gate_up.get(), .in = mlp_in.consumed, .rows = rows, .out = {gate, up}});
@@ -196,7 +198,7 @@ void DecoderBlock::Forward(const BatchView& batch, const KvPool& kv, int kv_laye
                            .dim = config.intermediate,
                            .activation = config.activation,
                            .out = down_in.produced});
-  tell(InputGroup::kDown, down_in, config.intermediate);
+  if (tell(InputGroup::kDown, down_in, config.intermediate)) return;
   backend.Linear({.linear = block.down.get(),
                   .in = down_in.consumed,
                   .rows = rows,

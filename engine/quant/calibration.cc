@@ -133,6 +133,10 @@ absl::Status Calibration::Run(const DecoderBlock& block, ActivationStore& stream
 }
 
 void StatisticsCollector::OnInput(InputGroup group, const float* x, int64_t rows, int64_t cols) {
+  done_ = true;
+  for (size_t later = static_cast<size_t>(group) + 1; later < wanted_.size(); ++later) {
+    done_ = done_ && !wanted_[later].any();
+  }
   const StatisticsWanted& wanted = wanted_[static_cast<size_t>(group)];
   if (!wanted.any() || !status_.ok()) return;
   Sums& sums = sums_[static_cast<size_t>(group)];

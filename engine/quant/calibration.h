@@ -78,6 +78,7 @@ class StatisticsCollector final : public BlockObserver {
       : backend_(backend), wanted_(wanted), rows_(rows) {}
 
   void OnInput(InputGroup group, const float* x, int64_t rows, int64_t cols) override;
+  bool Done() const override { return done_; }
 
   // The group's statistics, after the last step. InvalidArgument, naming `where`, if an activation
   // was not finite; ResourceExhausted if memory was short.
@@ -100,6 +101,7 @@ class StatisticsCollector final : public BlockObserver {
   const int64_t rows_;
   std::array<Sums, 4> sums_;
   std::vector<float> host_;
+  bool done_ = false;  // in this step
   absl::Status status_;
 };
 
