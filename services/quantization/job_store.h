@@ -201,6 +201,11 @@ class JobStore {
   // same, else AlreadyExists. AlreadyExists if the artifact id is taken, NotFound if a resource is
   // missing, ResourceExhausted beyond max_queued.
   virtual absl::StatusOr<JobRecord> CreateJob(const NewJob& job) = 0;
+  // The job that an earlier request of that id made, nullopt if there is none; AlreadyExists if its
+  // digest was another.
+  virtual absl::StatusOr<std::optional<JobRecord>> FindRequest(
+      const std::string& tenant, const std::string& creator, const std::string& request_id,
+      const std::string& request_digest) = 0;
   virtual absl::StatusOr<JobRecord> GetJob(const std::string& id) = 0;
   // Jobs of `tenant` ("" = any) in one of `states` (empty = any), older than `before` (0 = from the
   // newest).
@@ -281,6 +286,8 @@ class JobStore {
   virtual absl::StatusOr<ArtifactRecord> GetArtifact(const std::string& id) = 0;
   virtual absl::StatusOr<ArtifactPage> ListArtifacts(const std::string& tenant, int32_t limit,
                                                      int64_t before) = 0;
+  // Of all published artifacts; directories that several share count once.
+  virtual absl::StatusOr<int64_t> ArtifactBytes() = 0;
   // Takes it out of the list. Returns its digest if its directory is nobody's any more: it is then
   // doomed, and stays so until FinishDelete.
   virtual absl::StatusOr<std::optional<std::string>> DeleteArtifact(const std::string& id) = 0;

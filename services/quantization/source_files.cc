@@ -151,6 +151,13 @@ int64_t OpenSource::bytes() const {
   return sum;
 }
 
+std::string OpenSource::ProcPath(const std::string& name) const {
+  for (const File& file : files_) {
+    if (file.name == name) return absl::StrCat("/proc/self/fd/", file.fd);
+  }
+  return "";
+}
+
 absl::StatusOr<std::string> OpenSource::LinkInto(const std::string& directory) const {
   for (const File& file : files_) {
     const std::string link = absl::StrCat(directory, "/", file.name);

@@ -38,6 +38,9 @@ class OpenSource {
 
   bool is_directory() const { return is_directory_; }
   int64_t bytes() const;
+  // Where a file can be read in this process while this object lives; "" if there is none of that
+  // name.
+  std::string ProcPath(const std::string& name) const;
   // Fills `directory`, which exists and is empty, with links to the open files; they work in this
   // process as long as this object lives. Returns the path of the source there.
   absl::StatusOr<std::string> LinkInto(const std::string& directory) const;

@@ -97,29 +97,24 @@ class SqliteJobStore : public JobStore {
   absl::StatusOr<JobRecord> CreateJob(const NewJob& job) override {
     std::string id = job.id;
     NIBBLE_RETURN_IF_ERROR(db_.Write([&]() -> absl::Status {
-      if (!job.request_id.empty()) {
-        std::string earlier, digest;
-        NIBBLE_RETURN_IF_ERROR(db_.Each(
-            "SELECT id, request_digest FROM jobs "
-            "WHERE tenant = ? AND creator = ? AND request_id = ?",
-            [&](Query& row) {
-              earlier = row.Text();
-              digest = row.Text();
-            },
-            job.tenant, job.creator, job.request_id));
-        if (!earlier.empty()) {
-          if (digest != job.request_digest) {
-            return absl::AlreadyExistsError(
-                absl::StrCat("request_id '", job.request_id,
-                             "' was used for another request, which made jobs/", earlier));
-          }
-          id = earlier;
-          return absl::OkStatus();
-        }
+      NIBBLE_ASSIGN_OR_RETURN(
+          const std::optional<JobRecord> earlier,
+          FindRequestLocked(job.tenant, job.creator, job.request_id, job.request_digest));
+      if (earlier.has_value()) {
+        id = earlier->id;
+        return absl::OkStatus();
       }
       return InsertJob(job);
     }));
     return GetJob(id);
+  }
+
+  absl::StatusOr<std::optional<JobRecord>> FindRequest(const std::string& tenant,
+                                                       const std::string& creator,
+                                                       const std::string& request_id,
+                                                       const std::string& digest) override {
+    const std::lock_guard lock(db_.mutex());
+    return FindRequestLocked(tenant, creator, request_id, digest);
   }
 
   absl::StatusOr<JobRecord> GetJob(const std::string& id) override {
@@ -559,6 +554,12 @@ class SqliteJobStore : public JobStore {
     return page;
   }
 
+  absl::StatusOr<int64_t> ArtifactBytes() override {
+    return Locked(
+        "SELECT COALESCE(SUM(bytes), 0) FROM "
+        "(SELECT MAX(bytes) AS bytes FROM artifacts GROUP BY digest)");
+  }
+
   absl::StatusOr<std::optional<std::string>> DeleteArtifact(const std::string& id) override {
     std::optional<std::string> doomed;
     NIBBLE_RETURN_IF_ERROR(db_.Write([&]() -> absl::Status {
@@ -610,6 +611,30 @@ class SqliteJobStore : public JobStore {
         [&](Query& row) { ReadJob(row, job.emplace()); }, id));
     if (!job.has_value()) return absl::NotFoundError(absl::StrCat("there is no jobs/", id));
     return *std::move(job);
+  }
+
+  absl::StatusOr<std::optional<JobRecord>> FindRequestLocked(const std::string& tenant,
+                                                             const std::string& creator,
+                                                             const std::string& request_id,
+                                                             const std::string& digest) {
+    std::string id, earlier_digest;
+    if (!request_id.empty()) {
+      NIBBLE_RETURN_IF_ERROR(db_.Each(
+          "SELECT id, request_digest FROM jobs "
+          "WHERE tenant = ? AND creator = ? AND request_id = ?",
+          [&](Query& row) {
+            id = row.Text();
+            earlier_digest = row.Text();
+          },
+          tenant, creator, request_id));
+    }
+    if (id.empty()) return std::optional<JobRecord>();
+    if (earlier_digest != digest) {
+      return absl::AlreadyExistsError(absl::StrCat(
+          "request_id '", request_id, "' was used for another request, which made jobs/", id));
+    }
+    NIBBLE_ASSIGN_OR_RETURN(JobRecord job, FindJob(id));
+    return std::make_optional(std::move(job));
   }
 
   absl::StatusOr<ArtifactRecord> FindArtifact(const std::string& id) {
