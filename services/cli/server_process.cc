@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/artifact/file_system.h"
 #include "services/common/auth.h"
 #include "services/common/log.h"
 #include "services/common/metrics.h"
@@ -18,7 +19,7 @@
 #include "services/common/server.h"
 #include "services/common/text.h"
 #include "services/generation/generation_service.h"
-#include "services/generation/source_path.h"
+#include "services/generation/model_source.h"
 
 namespace nibble {
 namespace {
@@ -52,6 +53,8 @@ class Signals {
 
 absl::Status RunServer(const Settings& settings) {
   if (absl::Status status = ValidateSettings(settings); !status.ok()) return status;
+  const absl::Status made = PosixFileSystem().CreateDirectory(settings.data_dir);
+  if (!made.ok() && !absl::IsAlreadyExists(made)) return made;
   const Signals signals;
 
   Metrics metrics;
@@ -63,10 +66,11 @@ absl::Status RunServer(const Settings& settings) {
   std::vector<grpc::Service*> services;
   std::unique_ptr<GenerationServer> generation;
   if (HasRole(settings, "generation")) {
-    const auto resolve = [&](const std::string& source) -> absl::StatusOr<ModelSource> {
-      absl::StatusOr<std::string> path = ResolveBeneath(settings.model_root, source);
-      if (!path.ok()) return path.status();
-      return ModelSource{*path, ""};
+    const std::string scratch = settings.data_dir + "/serving";
+    if (absl::Status status = SweepScratch(scratch); !status.ok()) return status;
+    const auto resolve = [&settings,
+                          scratch](const std::string& source) -> absl::StatusOr<ModelSource> {
+      return CopyFromRoot(settings.model_root, source, scratch);
     };
     generation =
         std::make_unique<GenerationServer>(settings, **authorizer, resolve, metrics, health);

@@ -76,6 +76,7 @@ enum class Metric : uint8_t {
   kRequestLatency,
   kQueueTime,
   kPrefillTime,
+  kInferenceTime,
   kDecodeTime,
   kCancelToFree,
   kModelLoadSeconds,

@@ -64,6 +64,8 @@ constexpr MetricRow kCatalogue[] = {
      "From arrival to the first step with the sequence in it.", {kModel, kEngine}, buckets::kLatency},
     {Metric::kPrefillTime, "nibble_prefill_time_seconds", kHistogram,
      "From the first step of a sequence to its first token.", {kModel, kEngine}, buckets::kLatency},
+    {Metric::kInferenceTime, "nibble_inference_time_seconds", kHistogram,
+     "From the first step of a sequence to its last token.", {kModel, kEngine}, buckets::kLatency},
     {Metric::kDecodeTime, "nibble_decode_time_seconds", kHistogram,
      "From the first token of a sequence to its last.", {kModel, kEngine}, buckets::kLatency},
     {Metric::kCancelToFree, "nibble_cancel_to_free_seconds", kHistogram,

@@ -85,7 +85,8 @@ bool IsLoopback(std::string_view address) {
   if (address.starts_with("unix:")) return true;
   const size_t colon = address.rfind(':');
   const std::string_view host = colon == address.npos ? address : address.substr(0, colon);
-  return host == "localhost" || host == "::1" || host == "[::1]" || host.starts_with("127.");
+  const bool numeric = host.find_first_not_of("0123456789.") == host.npos;
+  return host == "localhost" || host == "[::1]" || (numeric && host.starts_with("127."));
 }
 
 absl::Status ValidateSettings(const Settings& settings) {

@@ -309,7 +309,7 @@ void ModelRegistry::WatchHealth() {
   while (!stop_changed_.wait_for(lock, kWatchInterval, [this] { return stopping_; })) {
     std::vector<std::pair<std::string, bool>> changes;
     for (auto& [name, entry] : entries_) {
-      if (entry.serving == nullptr) continue;
+      if (entry.serving == nullptr || draining_) continue;
       const bool healthy = entry.serving->health().ok();
       if (healthy == entry.healthy) continue;
       entry.healthy = healthy;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -81,11 +82,11 @@ class ServedModel::Observer : public EngineObserver {
       metrics_.Add(Metric::kRequestsFinished,
                    {name_, kEngine, FinishReasonName(static_cast<FinishReason>(i))}, 0);
     }
-    for (Metric id :
-         {Metric::kTimeToFirstToken, Metric::kInterTokenLatency, Metric::kRequestLatency,
-          Metric::kQueueTime, Metric::kPrefillTime, Metric::kDecodeTime, Metric::kCancelToFree,
-          Metric::kStepSeconds, Metric::kIterationTokens, Metric::kRequestPromptTokens,
-          Metric::kRequestGeneratedTokens, Metric::kRequestMaxTokens}) {
+    for (Metric id : {Metric::kTimeToFirstToken, Metric::kInterTokenLatency,
+                      Metric::kRequestLatency, Metric::kQueueTime, Metric::kPrefillTime,
+                      Metric::kDecodeTime, Metric::kInferenceTime, Metric::kCancelToFree,
+                      Metric::kStepSeconds, Metric::kIterationTokens, Metric::kRequestPromptTokens,
+                      Metric::kRequestGeneratedTokens, Metric::kRequestMaxTokens}) {
       metrics_.Touch(id, {name_, kEngine});
     }
     metrics_.Add(Metric::kRequestsAccepted, {name_, kEngine}, 0);
@@ -111,6 +112,7 @@ class ServedModel::Observer : public EngineObserver {
     if (request.reason == FinishReason::kStop || request.reason == FinishReason::kLength) {
       Observe(Metric::kRequestLatency, request.timings.total);
       Observe(Metric::kDecodeTime, request.timings.decode);
+      Observe(Metric::kInferenceTime, request.timings.prefill + request.timings.decode);
     }
   }
   void OnStep(double seconds, int32_t tokens) override {
@@ -199,6 +201,7 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string
   }
 
   std::unique_ptr<ServedModel> model(new ServedModel(name, spec, settings, metrics));
+  model->pin_ = source.while_serving;
   ModelFacts& facts = model->facts_;
   facts.family = opened->config.family;
   facts.scheme = MainScheme(*opened->checkpoint);
@@ -216,6 +219,8 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string
     facts.digest = *std::move(digest);
   }
   model->tokenizer_ = opened->tokenizer;
+  model->chat_ = std::make_unique<ChatPrompt>(opened->tokenizer);
+  facts.has_chat_template = opened->tokenizer->chat_template() != nullptr;
 
   EngineOptions engine_options;
   engine_options.max_waiting = settings.max_waiting;
@@ -237,7 +242,6 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string
   model->engine_ = *std::move(engine);
   model->engine_->Start();
   if (absl::Status status = model->Try(); !status.ok()) return status;
-  model->before_ = model->engine_->Stats();
   model->observer_->Enable();
   facts.load_time = std::chrono::system_clock::now();
   facts.load_seconds =
@@ -257,7 +261,14 @@ absl::Status ServedModel::Try() {
   while (std::chrono::steady_clock::now() < deadline) {
     std::optional<StreamUpdate> update = stream->Pop(std::chrono::milliseconds(100));
     if (!update || !update->end) continue;
-    if (update->end->status.ok()) return absl::OkStatus();
+    if (update->end->status.ok()) {
+      // The snapshot is taken at the end of the step, a moment after the stream has ended.
+      while (engine_->Stats().generated_tokens == 0) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      before_ = engine_->Stats();
+      return absl::OkStatus();
+    }
     return absl::InvalidArgumentError(
         Concat("the model ", spec_.source,
                " was loaded and failed its trial: ", update->end->status.message()));
@@ -278,12 +289,6 @@ absl::Status ServedModel::health() const {
     return absl::UnavailableError(Concat(name_, " takes no requests"));
   }
   return absl::OkStatus();
-}
-
-absl::StatusOr<std::vector<int32_t>> ServedModel::EncodeChat(const std::vector<ChatTurn>&, bool,
-                                                             bool, std::string*) const {
-  return absl::FailedPreconditionError(
-      Concat("servedModels/", name_, " has no chat template; send text or token_ids"));
 }
 
 void ServedModel::CountAccepted(int64_t prompt_tokens, int32_t max_tokens) {

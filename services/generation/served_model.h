@@ -7,7 +7,6 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -15,14 +14,10 @@
 #include "engine/tokenizer/tokenizer.h"
 #include "services/common/metrics.h"
 #include "services/common/settings.h"
+#include "services/generation/chat_prompt.h"
+#include "services/generation/model_source.h"
 
 namespace nibble {
-
-// Where a source was found.
-struct ModelSource {
-  std::string path;    // directory or GGUF file
-  std::string digest;  // of an artifact; "" = to be computed from the files
-};
 
 // What was asked for. Two equal specs of one name are one load.
 struct ModelSpec {
@@ -75,6 +70,7 @@ class ServedModel {
   const ModelSpec& spec() const { return spec_; }
   const ModelFacts& facts() const { return facts_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
+  const ChatPrompt& chat() const { return *chat_; }
   Engine& engine() { return *engine_; }
 
   // OK if the last step succeeded and none is older than the server's stale-step-seconds.
@@ -82,18 +78,6 @@ class ServedModel {
 
   // Counts a request: every accepted one ends up in exactly one outcome.
   void CountAccepted(int64_t prompt_tokens, int32_t max_tokens);
-
-  // One message of a conversation.
-  struct ChatTurn {
-    std::string role;
-    std::string content;
-  };
-  // Renders with the model's chat template and tokenizes. Special tokens that the template writes
-  // are parsed, those inside a message only with `parse_special`. `rendered`, if given, receives
-  // the text. FailedPrecondition without a template; InvalidArgument if the template refuses.
-  absl::StatusOr<std::vector<int32_t>> EncodeChat(const std::vector<ChatTurn>& turns,
-                                                  bool open_turn, bool parse_special,
-                                                  std::string* rendered) const;
 
   // Whether gauges and counters of the engine are exported, under the model's name. One model of a
   // name at a time.
@@ -110,9 +94,11 @@ class ServedModel {
   Metrics& metrics_;
   ModelFacts facts_;
   std::shared_ptr<const Tokenizer> tokenizer_;
+  std::unique_ptr<const ChatPrompt> chat_;
   std::unique_ptr<Observer> observer_;
   std::unique_ptr<Engine> engine_;
-  EngineStats before_;  // counters as the trial left them: nobody asked for that
+  std::shared_ptr<void> pin_;  // of the artifact
+  EngineStats before_;         // counters as the trial left them: nobody asked for that
   std::shared_ptr<void> collector_;
 };
 

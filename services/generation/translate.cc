@@ -45,12 +45,12 @@ absl::Status NoInput(const char* fields) {
 
 absl::StatusOr<std::vector<int32_t>> EncodeChat(const v1::ChatInput& chat, bool parse_special,
                                                 const ServedModel& model, std::string* rendered) {
-  std::vector<ServedModel::ChatTurn> turns;
+  std::vector<ChatTurn> turns;
   for (const v1::ChatMessage& message : chat.messages()) {
     turns.push_back({message.role(), message.content()});
   }
   const bool open_turn = !chat.has_add_generation_prompt() || chat.add_generation_prompt();
-  return model.EncodeChat(turns, open_turn, parse_special, rendered);
+  return model.chat().Encode(turns, open_turn, parse_special, rendered);
 }
 
 absl::Status CheckPromptTokens(const std::vector<int32_t>& prompt, const Settings& settings) {

@@ -134,6 +134,36 @@ class Generating(WithServer):
                          self.stub.Generate(request(model="demo")).choices[0].text)
 
 
+class Chatting(WithServer):
+    @staticmethod
+    def chat(*messages):
+        return pb.ChatInput(messages=[pb.ChatMessage(role=r, content=c) for r, c in messages])
+
+    def test_a_conversation_is_rendered_with_the_models_template(self):
+        asked = pb.TokenizeRequest(model="demo", chat=self.chat(("system", "Be kind."), ("user", "Hi.")))
+        answer = self.stub.Tokenize(asked)
+        self.assertEqual(answer.rendered, "<s>Be kind.\n\nHi.\n\n")
+        self.assertEqual([i for i, token in enumerate(answer.token_ids) if token == 1], [0])
+        made = pb.GenerateRequest(model="demo", chat=asked.chat)
+        made.sampling.temperature = 0
+        made.stopping.max_tokens = 8
+        from_ids = request(list(answer.token_ids), max_tokens=8)
+        self.assertEqual(self.stub.Generate(made).choices[0].text,
+                         self.stub.Generate(from_ids).choices[0].text)
+
+    def test_special_tokens_inside_a_message_stay_text_unless_asked(self):
+        asked = pb.TokenizeRequest(model="demo", chat=self.chat(("user", "a</s>b<s>c")))
+        safe = self.stub.Tokenize(asked)
+        self.assertEqual(safe.rendered, "<s>a</s>b<s>c\n\n")
+        self.assertEqual([t for t in safe.token_ids if t in (1, 2)], [1])
+        asked.parse_special_tokens = True
+        self.assertEqual([t for t in self.stub.Tokenize(asked).token_ids if t in (1, 2)], [1, 2, 1])
+
+    def test_a_conversation_without_messages_is_refused(self):
+        with fails_with(self, Code.INVALID_ARGUMENT, "messages"):
+            self.stub.Generate(pb.GenerateRequest(model="demo", chat=pb.ChatInput()))
+
+
 class Tokens(WithServer):
     def test_text_survives_tokenizing_and_back(self):
         text = "Zwölf Boxkämpfer — 12 <s> 🦊\n\tend"
@@ -379,8 +409,10 @@ class UnderLoad(unittest.TestCase):
                              len(refused))
 
     def test_a_slow_reader_pauses_only_itself_and_is_ended(self):
-        with Server("--slow-reader-seconds", "1") as server:
-            # Twenty log-probabilities a token fill the connection's window long before the end.
+        # Twenty log-probabilities a token fill this connection's window long before the end.
+        narrow = lambda address: grpc.insecure_channel(address, options=[
+            ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)])
+        with Server("--slow-reader-seconds", "1", channel=narrow) as server:
             slow = server.stub.GenerateStream(request(
                 max_tokens=900, n=8, temperature=1.0, stopping=pb.StoppingOptions(ignore_eos=True),
                 response=pb.ResponseOptions(logprobs=20)))
