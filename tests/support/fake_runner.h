@@ -38,6 +38,8 @@ class FakeRunner final : public ModelRunner {
   // Replaces the drawn token: called with the sequence's tokens so far. Default: a hash of them,
   // never kEos; if the temperature is not 0, also of seed, choice and position.
   std::function<int32_t(std::span<const int32_t>)> next;
+  // Called at the end of Submit: the step is under way.
+  std::function<void()> after_submit;
   // Called in Collect, before the results of the step are there.
   std::function<void()> before_collect;
   // What the next Collect returns instead of results, if not OK.
@@ -62,6 +64,7 @@ class FakeRunner final : public ModelRunner {
     for (size_t row = 0; row < input.token_ids.size(); ++row) {
       kv_[Slot(input, input.row_sequence[row], input.positions[row])] = input.token_ids[row];
     }
+    if (after_submit) after_submit();
   }
 
   absl::Status Collect(StepOutput* output) override {
