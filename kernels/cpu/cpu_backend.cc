@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -13,9 +12,9 @@
 #include "kernels/backend.h"
 #include "kernels/check.h"
 #include "kernels/codec.h"
+#include "kernels/cpu/ceilings.h"
 #include "kernels/cpu/memory.h"
 #include "kernels/cpu/packed.h"
-#include "kernels/cpu/peak_bf16.h"
 #include "kernels/cpu/sampler.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/cpu/tier.h"
@@ -107,8 +106,9 @@ KvHead HeadOf(const KvPool& pool, int32_t layer, int32_t head) {
 constexpr int64_t kQueriesPerItem = 64;
 constexpr int64_t kHeadsPerItem = 32;
 static_assert(kQueriesPerItem <= kMaxAttentionQueries && kHeadsPerItem <= kQueriesPerItem);
-// Elements below which a loop over rows is not worth waking the pool.
+// Elements of a loop over rows, and multiply-adds, that are not worth waking another thread for.
 constexpr int64_t kSerialElements = 16384;
+constexpr int64_t kSerialMacs = int64_t{1} << 17;
 
 const float* FloatData(const Floats& floats) {
   NIBBLE_CHECK(floats.data == nullptr || floats.dtype == DType::kF32);
@@ -176,7 +176,7 @@ class CpuBackend : public Backend {
   void AccumulateHessian(const HessianArgs& args) override;
   void Sample(const SampleArgs& args) override;
   absl::Status Sync() override { return absl::OkStatus(); }
-  Ceilings MeasureCeilings() override;
+  Ceilings MeasureCeilings() override { return MeasureCpuCeilings(pool_, k_); }
 
  private:
   // Scratch only grows, so that an operation of a size seen before allocates nothing.
@@ -316,7 +316,12 @@ void CpuBackend::Linear(const LinearArgs& args) {
   NIBBLE_CHECK(args.in.count == linear.num_formats);
   if (args.rows == 0) return;
   GrowRowScratch(LinearScratchFloats(args.rows));
-  const int64_t grain = std::clamp<int64_t>(linear.panels / (8 * pool_.threads()), 1, 16);
+  // Few rows: runs of panels are read from memory in one stream. Many: panels are work enough.
+  const int64_t macs = linear.panels * kPanelRows * linear.weights[0].cols * args.rows;
+  const int64_t grain = macs < kSerialMacs ? linear.panels
+                        : args.rows > 8
+                            ? 1
+                            : std::clamp<int64_t>(linear.panels / (8 * pool_.threads()), 1, 16);
   pool_.Run(linear.panels, grain, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t item = begin; item < end; ++item) {
       int64_t panel = item;
@@ -346,7 +351,7 @@ void CpuBackend::RopeAppend(const RopeAppendArgs& args) {
   float* k = MutableFloatData(args.k);
   const float* v = FloatData(args.v);
   const int64_t half = args.rotary_dim / 2;
-  ForRows(batch.rows, 4 * dim * (args.heads + 2 * spec.kv_heads), [&](int64_t row, int) {
+  ForRows(batch.rows, dim * (args.heads + 2 * spec.kv_heads), [&](int64_t row, int) {
     const int32_t position = batch.positions[row];
     const float* cos = args.cos_table + position * half;
     const float* sin = args.sin_table + position * half;
@@ -381,7 +386,12 @@ void CpuBackend::Attention(const AttentionArgs& args) {
   const int64_t rows_per_item = kQueriesPerItem / heads_per_item;
   const int64_t chunks = (std::max(batch.max_query, 1) + rows_per_item - 1) / rows_per_item;
   const int64_t per_chunk = int64_t{batch.sequences} * spec.kv_heads * head_parts;
-  pool_.Run(chunks * per_chunk, 1, [&](int64_t begin, int64_t end, int thread) {
+  int64_t scores = 0;
+  for (int32_t i = 0; i < batch.sequences; ++i) {
+    scores += int64_t{batch.query_start[i + 1] - batch.query_start[i]} * batch.context_length[i];
+  }
+  const int64_t grain = 2 * scores * width < kSerialMacs ? chunks * per_chunk : 1;
+  pool_.Run(chunks * per_chunk, grain, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t index = begin; index < end; ++index) {
       const int64_t chunk = chunks - 1 - index / per_chunk;  // Late chunks see more keys: first.
       const int64_t sequence = index % per_chunk / (spec.kv_heads * head_parts);
@@ -470,52 +480,6 @@ void CpuBackend::Sample(const SampleArgs& args) {
     args.results[row] = SampleRow(k_, args.params[row], args.logits + row * args.vocabulary,
                                   args.vocabulary, samplers_[static_cast<size_t>(thread)]);
   });
-}
-
-Ceilings CpuBackend::MeasureCeilings() {
-  using Clock = std::chrono::steady_clock;
-  const auto seconds_since = [](Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-  };
-  const int threads = pool_.threads();
-  Ceilings ceilings;
-
-  // Best of several passes over more memory than any cache holds.
-  constexpr size_t kBytes = size_t{192} << 20;
-  if (auto pages = Pages::Map(kBytes); pages.ok()) {
-    std::memset((*pages)->data(), 1, kBytes);
-    constexpr size_t kChunk = size_t{1} << 20;
-    std::vector<uint64_t> sums(static_cast<size_t>(threads) * 8);
-    for (int pass = 0; pass < 8; ++pass) {
-      const Clock::time_point start = Clock::now();
-      pool_.Run(kBytes / kChunk, 4, [&](int64_t begin, int64_t end, int thread) {
-        sums[static_cast<size_t>(thread) * 8] +=
-            k_.read_words((*pages)->data() + static_cast<size_t>(begin) * kChunk,
-                          static_cast<int64_t>(kChunk) * (end - begin));
-      });
-      ceilings.read_gb_per_s = std::max(ceilings.read_gb_per_s,
-                                        static_cast<double>(kBytes) / seconds_since(start) / 1e9);
-    }
-  }
-  const auto rate = [&](double (*loop)(int64_t)) {
-    double best = 0;
-    for (int pass = 0; pass < 6; ++pass) {
-      std::vector<double> done(static_cast<size_t>(threads) * 8);
-      const Clock::time_point start = Clock::now();
-      pool_.Run(int64_t{threads} * 8, 1, [&](int64_t begin, int64_t, int) {
-        done[static_cast<size_t>(begin)] = loop(500000);
-      });
-      double total = 0;
-      for (double d : done) total += d;
-      best = std::max(best, 2 * total / seconds_since(start) / 1e9);
-    }
-    return best;
-  };
-  ceilings.int8_gops = rate(k_.peak_int8);
-  // Without dot products of bfloat16, its weights are expanded to single precision.
-  const bool dot = &k_ == &kAvx512Kernels && __builtin_cpu_supports("avx512bf16");
-  ceilings.bf16_gflops = rate(dot ? PeakBF16Dot : k_.peak_f32);
-  return ceilings;
 }
 
 }  // namespace

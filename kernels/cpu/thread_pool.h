@@ -15,9 +15,10 @@ namespace nibble {
 // CPUs in this process's affinity mask, at least 1.
 int AvailableCpus();
 
-// `threads` includes the caller of Run: a pool of one runs everything on the caller. Run may be
-// called from several threads; loops are then served one after the other. Loops must not nest.
-// Workers spin for about 20 us after a loop and then sleep.
+// `threads` includes the caller of Run: a pool of one runs everything on the caller. The pool has
+// fewer if the system does not grant them. Run may be called from several threads; loops are then
+// served one after the other. Loops must not nest. Workers spin for about 20 us after a loop and
+// then sleep.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);
@@ -25,7 +26,7 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int threads() const { return threads_; }
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls body(begin, end, thread) on disjoint ranges of at most `grain` items that cover
   // [0, items), and returns when all calls have returned. `thread` is in [0, threads()) and no two
@@ -48,7 +49,6 @@ class ThreadPool {
   void Work(int thread);
   void Claim(int thread);
 
-  const int threads_;
   std::vector<std::thread> workers_;
 
   std::mutex run_mutex_;  // held by the thread whose loop is running
