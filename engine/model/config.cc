@@ -121,7 +121,14 @@ class Fields {
     return value->get<int64_t>();
   }
 
-  // In (low, high]; a value of 0 is allowed only by low < 0.
+  // In [0, kMaxFactor]; 0 stands for an absent field.
+  double NonNegative(const char* key) {
+    const json* value = Find(key);
+    if (value == nullptr || *value == 0) return 0;
+    return Real(key, 0, kMaxFactor, std::nullopt);
+  }
+
+  // In (low, high].
   double Real(const char* key, double low, double high, std::optional<double> fallback) {
     const json* value = Find(key);
     const std::string allowed =
@@ -256,8 +263,8 @@ absl::StatusOr<RopeConfig> ReadRope(const json& config, int32_t head_dim, int32_
     case RopeScaling::kYarn: {
       rope.factor = fields.Real("factor", 0, kMaxFactor, ratio);
       rope.attention_factor = fields.Real("attention_factor", 0, kMaxFactor, 0.0);
-      rope.mscale = fields.Real("mscale", -1, kMaxFactor, 0.0);
-      rope.mscale_all_dim = fields.Real("mscale_all_dim", -1, kMaxFactor, 0.0);
+      rope.mscale = fields.NonNegative("mscale");
+      rope.mscale_all_dim = fields.NonNegative("mscale_all_dim");
       rope.beta_fast = fields.Real("beta_fast", 0, kMaxFactor, 32.0);
       rope.beta_slow = fields.Real("beta_slow", 0, kMaxFactor, 1.0);
       rope.truncate = fields.Bool("truncate", true);
