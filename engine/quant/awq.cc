@@ -82,21 +82,16 @@ double Loss(const TransformProblem& problem, const std::vector<float>& factors) 
     if (!scheme.quantized()) continue;
     const Matrix& weight = *problem.weights[i];
     const int64_t k = weight.cols;
-    Matrix scaled = weight;
-    for (int64_t n = 0; n < weight.rows; ++n) {
-      for (int64_t j = 0; j < k; ++j) scaled.at(n, j) *= factors[static_cast<size_t>(j)];
-    }
-    Matrix error = NearestValues(scaled, scheme, AbsmaxScales(scaled, scheme, problem.threads),
-                                 problem.threads);
-    for (int64_t n = 0; n < weight.rows; ++n) {
+    Matrix work = ScaleColumns(weight, factors, problem.threads);
+    work =
+        NearestValues(work, scheme, AbsmaxScales(work, scheme, problem.threads), problem.threads);
+    ParallelFor(problem.threads, weight.rows, [&](int64_t n) {
       for (int64_t j = 0; j < k; ++j) {
-        error.at(n, j) = weight.at(n, j) - error.at(n, j) / factors[static_cast<size_t>(j)];
+        work.at(n, j) = weight.at(n, j) - work.at(n, j) / factors[static_cast<size_t>(j)];
       }
-    }
-    for (const double row :
-         QuadraticForm(error, problem.input->hessian.row(0), k, problem.threads)) {
-      loss += row;
-    }
+    });
+    const Matrix& hessian = problem.input->hessian;
+    for (const double row : QuadraticForm(work, hessian.row(0), k, problem.threads)) loss += row;
   }
   return loss;
 }

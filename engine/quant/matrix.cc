@@ -153,6 +153,16 @@ void MultiplyAdd(float sign, const float* a, int64_t lda, const float* b, int64_
   run(sign, a, lda, b, ldb, m, k, n, c, ldc);
 }
 
+Matrix ScaleColumns(const Matrix& m, const std::vector<float>& factors, int threads) {
+  Matrix result(m.rows, m.cols);
+  ParallelFor(threads, m.rows, [&](int64_t i) {
+    const float* from = m.row(i);
+    float* to = result.row(i);
+    for (int64_t j = 0; j < m.cols; ++j) to[j] = from[j] * factors[static_cast<size_t>(j)];
+  });
+  return result;
+}
+
 std::vector<double> QuadraticForm(const Matrix& d, const float* h, int64_t ldh, int threads) {
   constexpr int64_t kRows = 48;
   std::vector<double> result(static_cast<size_t>(d.rows));

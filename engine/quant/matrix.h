@@ -39,6 +39,9 @@ void ParallelFor(int threads, int64_t count, const std::function<void(int64_t)>&
 void MultiplyAdd(float sign, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t m,
                  int64_t k, int64_t n, float* c, int64_t ldc);
 
+// Every column j multiplied by factors[j].
+Matrix ScaleColumns(const Matrix& m, const std::vector<float>& factors, int threads);
+
 // d_i^T H d_i for every row d_i of D (rows, K), with H (K, K) of row stride ldh; the last sum in
 // double.
 std::vector<double> QuadraticForm(const Matrix& d, const float* h, int64_t ldh, int threads);

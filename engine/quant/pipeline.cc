@@ -15,6 +15,7 @@
 
 #include "engine/artifact/cat.h"
 #include "engine/artifact/checkpoint.h"
+#include "engine/artifact/gguf_model.h"
 #include "engine/artifact/sha256.h"
 #include "engine/artifact/source_files.h"
 #include "engine/eval/documents.h"
@@ -106,6 +107,16 @@ absl::Status CheckTokens(const std::vector<Document>& documents, int32_t vocab,
     }
   }
   return absl::OkStatus();
+}
+
+// The tokenizer of a model directory, or the one inside a GGUF file.
+absl::StatusOr<std::shared_ptr<const Tokenizer>> OpenTokenizer(const std::string& path) {
+  absl::StatusOr<SourceFiles> files = ListSourceFiles(path);
+  if (!files.ok()) return files.status();
+  if (!files->gguf) return Tokenizer::FromDirectory(path);
+  absl::StatusOr<GgufVocab> vocab = ReadGgufVocab(Cat(files->directory, "/", files->names[0]));
+  if (!vocab.ok()) return vocab.status();
+  return Tokenizer::FromGguf(*vocab);
 }
 
 // ||a - b||^2 / ||b||^2; InvalidArgument naming `block` if that is not a number.
@@ -216,8 +227,7 @@ absl::Status Attempt::Open() {
 
   const bool calibrated = spec_.recipe.needs_calibration();
   if (calibrated || !spec_.eval_path.empty()) {
-    absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer =
-        Tokenizer::FromDirectory(spec_.model_path);
+    absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer = OpenTokenizer(spec_.model_path);
     if (!tokenizer.ok()) return tokenizer.status();
     tokenizer_ = *std::move(tokenizer);
   }

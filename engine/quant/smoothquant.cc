@@ -65,10 +65,7 @@ double Loss(const TransformProblem& problem, const Matrix& inputs_t,
     if (!scheme.quantized()) continue;
     const Matrix& weight = *problem.weights[i];
     const int64_t k = weight.cols;
-    Matrix scaled = weight;
-    for (int64_t n = 0; n < weight.rows; ++n) {
-      for (int64_t j = 0; j < k; ++j) scaled.at(n, j) *= factors[static_cast<size_t>(j)];
-    }
+    const Matrix scaled = ScaleColumns(weight, factors, problem.threads);
     const Matrix rounded = NearestValues(
         scaled, scheme, AbsmaxScales(scaled, scheme, problem.threads), problem.threads);
     std::vector<double> tiles(static_cast<size_t>((weight.rows + kRows - 1) / kRows));

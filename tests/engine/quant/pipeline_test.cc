@@ -17,6 +17,7 @@
 #include "engine/artifact/source_files.h"
 #include "tests/engine/quant/tiny_model.h"
 #include "tests/support/fault_fs.h"
+#include "tests/support/shared_data.h"
 #include "tests/support/temp_dir.h"
 
 namespace nibble {
@@ -233,6 +234,25 @@ TEST_F(PipelineTest, StringsInTheReportPageAreEscaped) {
   const std::string page = ReadFile(Undisturbed(spec).artifact_dir + "/report.html");
   EXPECT_THAT(page, Not(HasSubstr("<script")));
   EXPECT_THAT(page, HasSubstr("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&amp;"));
+}
+
+TEST_F(PipelineTest, Stories260kIsQuantizedFromItsDirectoryAndFromItsGgufFile) {
+  const std::string data = SharedDataDirectory();
+  if (data.empty()) GTEST_SKIP() << "needs the shared data directory";
+  PipelineSpec spec = Spec("gptq");
+  spec.recipe.scheme = "int4-g32";
+  spec.recipe.overrides = {{"*.down_proj", "int8"}};  // 172 inputs are no multiple of 32
+  spec.calibration_path = data + "/text/tinystories_1000.json";
+  spec.eval_path = spec.calibration_path;
+  spec.calibration_length = 128;
+  spec.eval_max_tokens = 4000;
+  for (const char* model : {"/models/stories260K", "/models/stories260K/stories260Ktok512.gguf"}) {
+    spec.model_path = data + model;
+    const nlohmann::json report = Undisturbed(spec).report;
+    EXPECT_NEAR(report["evaluation"]["baseline"]["nll"].get<double>(), 1.5, 0.3) << model;
+    EXPECT_LT(report["evaluation"]["exact"]["kl"].get<double>(), 0.1) << model;
+    EXPECT_LT(report["evaluation"]["fast"]["kl"].get<double>(), 0.1) << model;
+  }
 }
 
 // ---- The same bits -----------------------------------------------------------------------------
