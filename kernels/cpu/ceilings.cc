@@ -41,13 +41,19 @@ double ReadGbPerS(ThreadPool& pool, const KernelTable& kernels) {
 
 // 10^9 operations a second of a loop that returns its multiply-adds, two operations each.
 double GigaOps(ThreadPool& pool, double (*loop)(int64_t)) {
-  constexpr int64_t kIterations = 500000;
+  // About 2 ms a piece, in any tier.
+  int64_t iterations = 1000;
+  for (;; iterations *= 2) {
+    const Clock::time_point start = Clock::now();
+    loop(iterations);
+    if (SecondsSince(start) > 2e-3) break;
+  }
   double best = 0;
   for (int pass = 0; pass < 6; ++pass) {
     std::vector<double> done(static_cast<size_t>(pool.threads()) * 8);
     const Clock::time_point start = Clock::now();
     pool.Run(static_cast<int64_t>(done.size()), 1, [&](int64_t begin, int64_t, int) {
-      done[static_cast<size_t>(begin)] = loop(kIterations);
+      done[static_cast<size_t>(begin)] = loop(iterations);
     });
     const double seconds = SecondsSince(start);
     double total = 0;

@@ -70,14 +70,16 @@ void PackByteRow(const WeightView& w, int64_t row, int lane, uint8_t* panel) {
   const bool biased = w.scheme->container == Container::kPacked;
   const auto* source =
       static_cast<const uint8_t*>(w.codes) + row * (biased ? PackedWords(w.cols, 8) * 4 : w.cols);
-  for (int64_t k = 0; k < w.cols; k += 4) {
-    uint8_t four[4] = {};
-    std::memcpy(four, source + k, static_cast<size_t>(std::min<int64_t>(4, w.cols - k)));
-    if (!biased) {
-      for (int64_t j = 0; j < std::min<int64_t>(4, w.cols - k); ++j) four[j] ^= 0x80;
-    }
-    std::memcpy(panel + (k / 4 * kPanelRows + lane) * 4, four, 4);
-  }
+  const uint32_t flip = biased ? 0 : 0x80808080u;
+  const auto pack = [&](int64_t k, size_t count) {
+    uint32_t four = 0;
+    std::memcpy(&four, source + k, count);
+    four ^= flip & (count == 4 ? ~0u : (1u << (8 * count)) - 1u);
+    std::memcpy(panel + (k / 4 * kPanelRows + lane) * 4, &four, 4);
+  };
+  const int64_t whole = w.cols / 4 * 4;
+  for (int64_t k = 0; k < whole; k += 4) pack(k, 4);
+  if (whole < w.cols) pack(whole, static_cast<size_t>(w.cols - whole));
 }
 
 void PackNibbleRow(const WeightView& w, int64_t row, int lane, uint8_t* panel) {

@@ -216,6 +216,14 @@ TEST(CpuOptionsTest, AnUnknownTierIsRefusedWithTheOnesThereAre) {
             absl::StatusCode::kInvalidArgument);
 }
 
+TEST(CeilingsTest, AreRatesThatAMachineCanHave) {
+  const Ceilings ceilings = Make("", 2)->MeasureCeilings();
+  for (const double rate : {ceilings.read_gb_per_s, ceilings.int8_gops, ceilings.bf16_gflops}) {
+    EXPECT_GT(rate, 0.01);
+    EXPECT_LT(rate, 1e6);
+  }
+}
+
 TEST(CpuMemoryTest, AnImpossibleAllocationIsResourceExhausted) {
   auto backend = Make("", 1);
   EXPECT_EQ(backend->Allocate(size_t{1} << 60).status().code(),
