@@ -67,6 +67,7 @@ double LogSumExp(const float* logits, int64_t vocab, float max) {
 
 struct RowScore {
   double nll = 0;
+  double reference_nll = 0;
   double kl = 0;
   bool same_top = true;
 };
@@ -79,6 +80,7 @@ RowScore ScoreRow(const float* logits, const float* reference, int64_t vocab, in
   if (reference == nullptr) return score;
   const float* reference_top = std::max_element(reference, reference + vocab);
   const double reference_log_sum = LogSumExp(reference, vocab, *reference_top);
+  score.reference_nll = reference_log_sum - static_cast<double>(reference[target]);
   for (int64_t i = 0; i < vocab; ++i) {
     const double log_p = static_cast<double>(reference[i]) - reference_log_sum;
     const double log_q = static_cast<double>(logits[i]) - log_sum;
@@ -144,6 +146,9 @@ int64_t Evaluation::predictions() const {
 
 double Evaluation::nll() const { return PerPrediction(*this, &DocumentScore::nll); }
 double Evaluation::perplexity() const { return std::exp(nll()); }
+double Evaluation::reference_nll() const {
+  return PerPrediction(*this, &DocumentScore::reference_nll);
+}
 double Evaluation::kl() const { return PerPrediction(*this, &DocumentScore::kl); }
 double Evaluation::same_top() const {
   int64_t same = 0;
@@ -215,6 +220,7 @@ absl::StatusOr<Evaluation> Evaluate(Decoder& model, Decoder* reference,
         ScoreRows(*logits, reference_logits, vocab, targets, &scores);
         for (const RowScore& score : scores) {
           total.nll += score.nll;
+          total.reference_nll += score.reference_nll;
           total.kl += score.kl;
           total.same_top += score.same_top && reference != nullptr ? 1 : 0;
         }

@@ -13,10 +13,11 @@
 namespace nibble {
 
 struct DocumentScore {
-  double nll = 0;           // summed over predictions, nats
-  double kl = 0;            // summed KL(reference || model), nats; 0 without a reference
-  int64_t same_top = 0;     // predictions whose most probable token agrees with the reference's
-  int64_t predictions = 0;  // every token after the first of a window
+  double nll = 0;            // summed over predictions, nats
+  double reference_nll = 0;  // the reference's; 0 without one
+  double kl = 0;             // summed KL(reference || model), nats; 0 without a reference
+  int64_t same_top = 0;      // predictions whose most probable token agrees with the reference's
+  int64_t predictions = 0;   // every token after the first of a window
 };
 
 struct Evaluation {
@@ -24,8 +25,9 @@ struct Evaluation {
   int64_t predictions() const;
   double nll() const;         // nats per predicted token
   double perplexity() const;  // exp(nll)
-  double kl() const;          // nats per predicted token
-  double same_top() const;    // fraction
+  double reference_nll() const;
+  double kl() const;        // nats per predicted token
+  double same_top() const;  // fraction
 };
 
 struct EvaluateOptions {

@@ -415,16 +415,11 @@ absl::Status Attempt::Evaluate(const std::string& artifact_dir) {
   absl::StatusOr<std::unique_ptr<Decoder>> reference =
       Decoder::Load(backend_, config_, *source_, load);
   if (!reference.ok()) return reference.status();
-  Progress("evaluate", start, "unquantized model");
-  absl::StatusOr<Evaluation> baseline =
-      nibble::Evaluate(**reference, nullptr, evaluation_, kv, options);
-  if (!baseline.ok()) return baseline.status();
-  report_.baseline = ScoreOf(*baseline);
-  int step = 1;
+  int step = 0;
   for (const auto& [mode, score] : {std::pair<Mode, QualityScore*>(Mode::kExact, &report_.exact),
                                     {Mode::kFast, &report_.fast}}) {
     load.mode = mode;
-    Progress("evaluate", start + kEvaluateShare * step++ / 3,
+    Progress("evaluate", start + kEvaluateShare * step++ / 2,
              mode == Mode::kExact ? "artifact, exact" : "artifact, fast");
     absl::StatusOr<std::unique_ptr<Decoder>> model =
         Decoder::Load(backend_, *config, **artifact, load);
@@ -433,6 +428,9 @@ absl::Status Attempt::Evaluate(const std::string& artifact_dir) {
         nibble::Evaluate(**model, reference->get(), evaluation_, kv, options);
     if (!evaluation.ok()) return evaluation.status();
     *score = ScoreOf(*evaluation);
+    report_.baseline.nll = evaluation->reference_nll();
+    report_.baseline.perplexity = std::exp(report_.baseline.nll);
+    report_.baseline.predictions = evaluation->predictions();
   }
   report_.evaluated = true;
   CheckGate(report_);

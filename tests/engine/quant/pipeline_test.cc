@@ -187,6 +187,8 @@ TEST_F(PipelineTest, AnUnquantizedSchemeKeepsTheModel) {
   const PipelineResult result = Undisturbed(spec);
   EXPECT_EQ(result.report["evaluation"]["exact"]["kl"].get<double>(), 0.0);
   EXPECT_EQ(result.report["evaluation"]["exact"]["same_top"].get<double>(), 1.0);
+  EXPECT_EQ(result.report["evaluation"]["exact"]["perplexity"],
+            result.report["evaluation"]["baseline"]["perplexity"]);
 }
 
 TEST_F(PipelineTest, ATiedHeadIsUntiedOnlyWhereItsSchemeDiffers) {
