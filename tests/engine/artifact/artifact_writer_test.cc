@@ -194,6 +194,18 @@ TEST_F(ArtifactWriterTest, TheDigestNamesEveryByteThatMatters) {
   EXPECT_THAT(VerifyArtifact(directory).status().message(), HasSubstr("tokenizer.model"));
 }
 
+TEST_F(ArtifactWriterTest, TheDigestIsTheSha256OfSha256sumsLines) {
+  const std::string directory = NewDirectory("artifact");
+  auto summary = WriteTinyArtifact(PosixFileSystem(), directory, Spec("int4-g32"));
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  std::string lines;
+  const std::vector<std::string> names = *PosixFileSystem().List(directory);
+  for (const std::string& name : names) {
+    lines += Sha256Hex(ReadFile(directory + "/" + name)) + "  " + name + "\n";
+  }
+  EXPECT_EQ(summary->digest, Sha256Hex(lines));
+}
+
 TEST_F(ArtifactWriterTest, TensorsOutOfOrderOrMissingAreErrors) {
   const ArtifactSpec spec = Spec("int4-g32");
   auto writer = ArtifactWriter::Create(PosixFileSystem(), NewDirectory("a"), spec);
