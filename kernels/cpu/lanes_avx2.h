@@ -158,6 +158,30 @@ inline I Dot(I acc, Bytes w, Quad a) {
   return {DotHalf(acc.lo, w.lo, a), DotHalf(acc.hi, w.hi, a)};
 }
 
+// Eight quads of 4-bit weights stay within int16: |2 * 15 * 128 * 8| = 30720.
+inline constexpr int64_t kNibbleRun = 32;
+struct NibbleSum {
+  __m256i lo, hi;  // pairs of features
+};
+struct NibbleQuad {
+  __m256i v;
+};
+inline NibbleSum BeginRun(I) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline I EndRun(I acc, NibbleSum run) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(run.lo, ones)),
+          _mm256_add_epi32(acc.hi, _mm256_madd_epi16(run.hi, ones))};
+}
+inline NibbleQuad LoadNibbleQuad(const int8_t* p) {
+  int32_t four;
+  memcpy(&four, p, 4);
+  return {_mm256_set1_epi32(four)};
+}
+inline NibbleSum DotNibbles(NibbleSum run, Bytes w, NibbleQuad a) {
+  return {_mm256_add_epi16(run.lo, _mm256_maddubs_epi16(w.lo, a.v)),
+          _mm256_add_epi16(run.hi, _mm256_maddubs_epi16(w.hi, a.v))};
+}
+
 inline float Sum(F a) {
   const __m256 eight = _mm256_add_ps(a.lo, a.hi);
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

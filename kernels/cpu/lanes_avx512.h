@@ -99,6 +99,16 @@ inline Quad LoadQuad(const int8_t* p) {
 }
 inline I Dot(I acc, Bytes w, Quad a) { return {_mm512_dpbusd_epi32(acc.v, w.v, a.v)}; }
 
+// Products with weights of 4 bits. A tier may keep narrower sums for up to kNibbleRun features:
+// not this one.
+inline constexpr int64_t kNibbleRun = int64_t{1} << 40;
+using NibbleSum = I;
+using NibbleQuad = Quad;
+inline NibbleSum BeginRun(I acc) { return acc; }
+inline I EndRun(I, NibbleSum run) { return run; }
+inline NibbleQuad LoadNibbleQuad(const int8_t* p) { return LoadQuad(p); }
+inline NibbleSum DotNibbles(NibbleSum run, Bytes w, NibbleQuad a) { return Dot(run, w, a); }
+
 inline float Sum(F a) {
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

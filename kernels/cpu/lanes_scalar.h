@@ -184,6 +184,16 @@ inline I Dot(I acc, Bytes w, Quad a) {
   return acc;
 }
 
+// Products with weights of 4 bits. A tier may keep narrower sums for up to kNibbleRun features:
+// BeginRun before, EndRun after.
+inline constexpr int64_t kNibbleRun = int64_t{1} << 40;
+using NibbleSum = I;
+using NibbleQuad = Quad;
+inline NibbleSum BeginRun(I acc) { return acc; }
+inline I EndRun(I, NibbleSum run) { return run; }
+inline NibbleQuad LoadNibbleQuad(const int8_t* p) { return LoadQuad(p); }
+inline NibbleSum DotNibbles(NibbleSum run, Bytes w, NibbleQuad a) { return Dot(run, w, a); }
+
 // Lanes i and i + 8, then 4, 2, 1: the one order in which sixteen lanes are added.
 inline float Sum(F a) {
   for (int width = 8; width >= 1; width /= 2) {

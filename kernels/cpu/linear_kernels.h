@@ -151,7 +151,6 @@ inline void LinearFloat(const PackedMatrix& w, int64_t panel, const float* x, in
 template <int kRows, bool kNibbles>
 inline void Int8Tile(const PackedMatrix& w, int64_t panel, const Int8Rows& x, int64_t first,
                      float* out) {
-  constexpr int kStep = kNibbles ? 8 : 4;
   const uint8_t* words = w.codes + static_cast<size_t>(panel) * w.panel_bytes;
   const int8_t* a = x.data + first * w.cols;
   alignas(64) float acc[kRows][kPanelRows];
@@ -171,25 +170,41 @@ inline void Int8Tile(const PackedMatrix& w, int64_t panel, const Int8Rows& x, in
         }
       }
     }
-    for (int64_t k = begin; k < end; k += kStep, words += 128) {
-      const Bytes word0 = LoadBytes(words);
-      const Bytes word1 = LoadBytes(words + 64);
-      Prefetch(words + kPrefetchBytes);
-      Prefetch(words + kPrefetchBytes + 64);
-      if constexpr (kNibbles) {
-        const Bytes low0 = LowNibbles(word0);
-        const Bytes low1 = LowNibbles(word1);
-        const Bytes high0 = HighNibbles(word0);
-        const Bytes high1 = HighNibbles(word1);
+    if constexpr (kNibbles) {
+      for (int64_t k = begin; k < end;) {
+        const int64_t stop = end - k < kNibbleRun ? end : k + kNibbleRun;
+        NibbleSum run[kRows][2];
         for (int m = 0; m < kRows; ++m) {
-          const Quad near = LoadQuad(a + m * w.cols + k);
-          sum[m][0] = Dot(sum[m][0], low0, near);
-          sum[m][1] = Dot(sum[m][1], low1, near);
-          const Quad far = LoadQuad(a + m * w.cols + k + 4);
-          sum[m][0] = Dot(sum[m][0], high0, far);
-          sum[m][1] = Dot(sum[m][1], high1, far);
+          for (int v = 0; v < 2; ++v) run[m][v] = BeginRun(sum[m][v]);
         }
-      } else {
+        for (; k < stop; k += 8, words += 128) {
+          const Bytes word0 = LoadBytes(words);
+          const Bytes word1 = LoadBytes(words + 64);
+          Prefetch(words + kPrefetchBytes);
+          Prefetch(words + kPrefetchBytes + 64);
+          const Bytes low0 = LowNibbles(word0);
+          const Bytes low1 = LowNibbles(word1);
+          const Bytes high0 = HighNibbles(word0);
+          const Bytes high1 = HighNibbles(word1);
+          for (int m = 0; m < kRows; ++m) {
+            const NibbleQuad near = LoadNibbleQuad(a + m * w.cols + k);
+            run[m][0] = DotNibbles(run[m][0], low0, near);
+            run[m][1] = DotNibbles(run[m][1], low1, near);
+            const NibbleQuad far = LoadNibbleQuad(a + m * w.cols + k + 4);
+            run[m][0] = DotNibbles(run[m][0], high0, far);
+            run[m][1] = DotNibbles(run[m][1], high1, far);
+          }
+        }
+        for (int m = 0; m < kRows; ++m) {
+          for (int v = 0; v < 2; ++v) sum[m][v] = EndRun(sum[m][v], run[m][v]);
+        }
+      }
+    } else {
+      for (int64_t k = begin; k < end; k += 4, words += 128) {
+        const Bytes word0 = LoadBytes(words);
+        const Bytes word1 = LoadBytes(words + 64);
+        Prefetch(words + kPrefetchBytes);
+        Prefetch(words + kPrefetchBytes + 64);
         for (int m = 0; m < kRows; ++m) {
           const Quad quad = LoadQuad(a + m * w.cols + k);
           sum[m][0] = Dot(sum[m][0], word0, quad);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/backend.h"
@@ -188,20 +189,35 @@ TEST(LinearGroupTest, ModesStateTheInputTheyWant) {
 }
 
 TEST(LinearGroupTest, LargestCodesDoNotSaturate) {
-  // 127 * 255 in every product: sums of two such products overflow int16.
+  // Every product at its extreme: two of 127 * 255 overflow int16, and so would eighteen of
+  // 127 * 15.
   constexpr int64_t kIn = 256;
-  std::vector<int8_t> codes(kIn, 127);
-  const uint16_t scale = F32ToBF16(1.0f);
-  WeightView view{FindScheme("w8a8"), 1, kIn, codes.data(), &scale, nullptr};
-  for (const std::string& tier : Tiers()) {
-    auto backend = Make(tier, 1);
-    auto linear = backend->Prepare({{view}, {}}, Mode::kExact).value();
-    Activations in(*backend, linear->input_formats(), 1, kIn);
-    const ActView& x = in.set().views[0];
-    std::fill_n(static_cast<int8_t*>(x.data), kIn, int8_t{127});
-    x.scales[0] = 1.0f;
-    x.sums[0] = 127 * kIn;
-    EXPECT_EQ(Multiply(*backend, *linear, in.set(), 1, 1)[0], 127.0f * 127.0f * kIn) << tier;
+  struct Case {
+    const char* scheme;
+    uint8_t byte;  // of the stored codes
+    int code;
+  };
+  for (const Case& c :
+       {Case{"w8a8", 127, 127}, Case{"w8a8", 0x80, -128}, Case{"int8", 255, 127},
+        Case{"int8", 0, -128}, Case{"int4-g128", 0xff, 7}, Case{"int4-g128", 0, -8}}) {
+    const std::vector<uint8_t> codes(kIn, c.byte);
+    const std::vector<uint16_t> scales(2, F32ToBF16(1.0f));
+    const WeightView view{FindScheme(c.scheme), 1, kIn, codes.data(), scales.data(), nullptr};
+    for (const std::string& tier : Tiers()) {
+      for (const int activation : {127, -127}) {
+        auto backend = Make(tier, 1);
+        auto linear = backend->Prepare({{view}, {}}, Mode::kFast).value();
+        Activations in(*backend, linear->input_formats(), 1, kIn);
+        const ActView& x = in.set().views[0];
+        const auto groups = static_cast<int32_t>(x.format.GroupsPerRow(kIn));
+        std::fill_n(static_cast<int8_t*>(x.data), kIn, static_cast<int8_t>(activation));
+        std::fill_n(x.scales, groups, 1.0f);
+        std::fill_n(x.sums, groups, activation * static_cast<int32_t>(kIn) / groups);
+        EXPECT_EQ(Multiply(*backend, *linear, in.set(), 1, 1)[0],
+                  static_cast<float>(activation * c.code * static_cast<int>(kIn)))
+            << tier << " " << c.scheme;
+      }
+    }
   }
 }
 
