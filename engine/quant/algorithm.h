@@ -30,11 +30,10 @@ struct InputStatistics {
   Matrix samples;               // (some tokens, K): inputs spread evenly over the calibration set
 };
 
-// What an algorithm has to be given, from nothing to activations.
+// What a rounder has to be given beside the weight.
 enum class Needs : uint8_t {
   kNothing,
-  kHessian,      // InputStatistics::hessian
-  kActivations,  // mean_abs, max_abs and samples
+  kHessian,  // InputStatistics::hessian
 };
 
 // ---- Rounders ----------------------------------------------------------------------------------
