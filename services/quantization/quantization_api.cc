@@ -148,6 +148,20 @@ absl::Status QuantizationApi::GetUpload(const Caller& caller, const v1::GetUploa
   return absl::OkStatus();
 }
 
+absl::Status QuantizationApi::ListUploads(const Caller& caller,
+                                          const v1::ListUploadsRequest& request,
+                                          v1::ListUploadsResponse* response) {
+  const std::string filter = "uploads";
+  NIBBLE_ASSIGN_OR_RETURN(const Page page,
+                          ParsePage(request.page_size(), request.page_token(), filter));
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<UploadRecord> found,
+                          c_.resources.ListUploads(Lists(caller), page.size, page.cursor));
+  for (const UploadRecord& upload : found) *response->add_uploads() = ToProto(upload);
+  const bool full = static_cast<int32_t>(found.size()) == page.size;
+  response->set_next_page_token(MakePageToken(full ? found.back().number : 0, filter));
+  return absl::OkStatus();
+}
+
 absl::Status QuantizationApi::FinishUpload(const Caller& caller,
                                            const v1::FinishUploadRequest& request,
                                            v1::FinishUploadResponse* response) {

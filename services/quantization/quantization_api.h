@@ -42,6 +42,7 @@ class QuantizationApi {
 
   absl::Status CreateUpload(const Caller&, const v1::CreateUploadRequest&, v1::Upload*);
   absl::Status GetUpload(const Caller&, const v1::GetUploadRequest&, v1::Upload*);
+  absl::Status ListUploads(const Caller&, const v1::ListUploadsRequest&, v1::ListUploadsResponse*);
   absl::Status FinishUpload(const Caller&, const v1::FinishUploadRequest&,
                             v1::FinishUploadResponse*);
   absl::Status DeleteUpload(const Caller&, const v1::DeleteUploadRequest&,

@@ -32,6 +32,7 @@ struct FileRecord {
 };
 
 struct UploadRecord {
+  int64_t number = 0;  // orders lists
   std::string id;
   std::string tenant;
   std::string creator;
@@ -48,7 +49,7 @@ struct ResourceRecord {
   ResourceKind kind = ResourceKind::kModel;
   std::string tenant;
   std::string creator;
-  std::string digest;     // over the names and digests of its files, sorted by name
+  std::string digest;     // FilesDigest() of a model, sha256 of a text's file
   std::string directory;  // beneath sources/: the id of the upload it was
   std::vector<FileRecord> files;
   absl::Time create_time = absl::InfinitePast();
@@ -74,7 +75,12 @@ class ResourceStore {
   // ResourceExhausted beyond the quota.
   virtual absl::Status CreateUpload(const UploadRecord& upload, const UploadQuota& quota) = 0;
   virtual absl::StatusOr<UploadRecord> GetUpload(const std::string& id) = 0;
-  virtual absl::StatusOr<std::vector<UploadRecord>> ListUploads() = 0;
+  // Unfinished ones of a tenant ("" = any), newest first, older than `before` (0 = from the
+  // newest).
+  virtual absl::StatusOr<std::vector<UploadRecord>> ListUploads(const std::string& tenant,
+                                                                int32_t limit, int64_t before) = 0;
+  // Forgets uploads whose time has come; their resources, if they became some, stay.
+  virtual absl::Status DeleteExpiredUploads(absl::Time now) = 0;
   // Bytes [0, synced) of the file are on disk. FailedPrecondition unless ACTIVE.
   virtual absl::Status RecordSynced(const std::string& id, const std::string& file, int64_t synced,
                                     absl::Time expire_time) = 0;

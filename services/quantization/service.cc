@@ -82,6 +82,7 @@ class Rpcs : public v1::QuantizationService::CallbackService {
   }
   NIBBLE_UNARY(CreateUpload, v1::CreateUploadRequest, v1::Upload)
   NIBBLE_UNARY(GetUpload, v1::GetUploadRequest, v1::Upload)
+  NIBBLE_UNARY(ListUploads, v1::ListUploadsRequest, v1::ListUploadsResponse)
   NIBBLE_UNARY(FinishUpload, v1::FinishUploadRequest, v1::FinishUploadResponse)
   NIBBLE_UNARY(DeleteUpload, v1::DeleteUploadRequest, google::protobuf::Empty)
   NIBBLE_UNARY(GetModel, v1::GetModelRequest, v1::Model)

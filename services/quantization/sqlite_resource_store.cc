@@ -98,17 +98,26 @@ class SqliteResourceStore : public ResourceStore {
     return FindUpload(id);
   }
 
-  absl::StatusOr<std::vector<UploadRecord>> ListUploads() override {
+  absl::StatusOr<std::vector<UploadRecord>> ListUploads(const std::string& tenant, int32_t limit,
+                                                        int64_t before) override {
     std::vector<std::string> ids;
     const std::lock_guard lock(db_.mutex());
-    NIBBLE_RETURN_IF_ERROR(
-        db_.Each("SELECT id FROM uploads", [&](Query& row) { ids.push_back(row.Text()); }));
+    NIBBLE_RETURN_IF_ERROR(db_.Each(
+        "SELECT id FROM uploads WHERE state = ?1 AND (?2 = '' OR tenant = ?2) "
+        "AND (?3 = 0 OR number < ?3) ORDER BY number DESC LIMIT ?4",
+        [&](Query& row) { ids.push_back(row.Text()); }, UploadState::kActive, tenant, before,
+        limit));
     std::vector<UploadRecord> uploads;
     for (const std::string& id : ids) {
       NIBBLE_ASSIGN_OR_RETURN(UploadRecord upload, FindUpload(id));
       uploads.push_back(std::move(upload));
     }
     return uploads;
+  }
+
+  absl::Status DeleteExpiredUploads(absl::Time now) override {
+    return db_.Write(
+        [&] { return db_.Run("DELETE FROM uploads WHERE expire_time <= ?", now).status(); });
   }
 
   absl::Status RecordSynced(const std::string& id, const std::string& file, int64_t synced,
@@ -219,9 +228,10 @@ class SqliteResourceStore : public ResourceStore {
   absl::StatusOr<UploadRecord> FindUpload(const std::string& id) {
     UploadRecord upload;
     NIBBLE_RETURN_IF_ERROR(db_.Each(
-        "SELECT id, tenant, creator, kind, state, resource, create_time, expire_time "
+        "SELECT number, id, tenant, creator, kind, state, resource, create_time, expire_time "
         "FROM uploads WHERE id = ?",
         [&](Query& row) {
+          upload.number = row.Int();
           upload.id = row.Text();
           upload.tenant = row.Text();
           upload.creator = row.Text();

@@ -124,7 +124,8 @@ CREATE INDEX artifacts_by_digest ON artifacts (digest);
 CREATE TABLE doomed (digest TEXT PRIMARY KEY) WITHOUT ROWID;
 
 CREATE TABLE uploads (
-  id TEXT PRIMARY KEY,
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  id TEXT NOT NULL UNIQUE,
   tenant TEXT NOT NULL,
   creator TEXT NOT NULL,
   kind INTEGER NOT NULL,
@@ -132,7 +133,7 @@ CREATE TABLE uploads (
   resource TEXT NOT NULL,
   create_time INTEGER NOT NULL,
   expire_time INTEGER NOT NULL
-) WITHOUT ROWID;
+);
 
 CREATE TABLE upload_files (
   upload TEXT NOT NULL REFERENCES uploads (id) ON DELETE CASCADE,

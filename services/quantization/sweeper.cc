@@ -13,15 +13,6 @@
 namespace nibble {
 namespace {
 
-absl::Status SweepUploads(ResourceStore& resources, const Clock& clock) {
-  NIBBLE_ASSIGN_OR_RETURN(const std::vector<UploadRecord> uploads, resources.ListUploads());
-  for (const UploadRecord& upload : uploads) {
-    if (upload.expire_time > clock.Now()) continue;
-    NIBBLE_RETURN_IF_ERROR(resources.DeleteUpload(upload.id));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status SweepSources(ResourceStore& resources, FileSystem& fs, const DataLayout& layout) {
   // The directory is listed first: what appears later was named before.
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<std::string> names, fs.List(layout.Sources()));
@@ -104,7 +95,7 @@ absl::Status SweepArtifacts(JobStore& jobs, FileSystem& fs, const DataLayout& la
 absl::Status Sweep(JobStore& jobs, ResourceStore& resources, FileSystem& fs,
                    const DataLayout& layout, const Clock& clock) {
   absl::Status result;
-  result.Update(SweepUploads(resources, clock));
+  result.Update(resources.DeleteExpiredUploads(clock.Now()));
   result.Update(SweepSources(resources, fs, layout));
   result.Update(SweepJobs(jobs, fs, layout));
   result.Update(SweepArtifacts(jobs, fs, layout));

@@ -252,7 +252,10 @@ absl::StatusOr<ResourceRecord> Uploads::Finish(const std::string& id) {
   NIBBLE_ASSIGN_OR_RETURN(const UploadRecord upload, store_.GetUpload(id));
   if (upload.state == UploadState::kFinished) return store_.GetResource(upload.resource);
   NIBBLE_RETURN_IF_ERROR(Verify(upload));
-  return store_.FinishUpload(id, FilesDigest(upload.files));
+  // A text is known by its own digest, a model by those of its files.
+  return store_.FinishUpload(id, upload.kind == ResourceKind::kModel
+                                     ? FilesDigest(upload.files)
+                                     : upload.files.front().sha256);
 }
 
 absl::Status Uploads::Verify(const UploadRecord& upload) {
