@@ -19,7 +19,7 @@ from evaluate import load
 SAMPLES = 256
 LENGTH = 512
 EXTRA = 48
-BATCH = 32
+BATCH = 144
 SPECIAL = [0, 1, 2]
 
 

@@ -34,8 +34,6 @@ CONFIG = dict(
 
 ROWS_PER_STEP = 4
 ROWS_PER_PASS = 2
-# Context used up to the given part of a sitting: short ones are cheaper.
-CONTEXTS = [(0.7, 256), (0.85, 512), (1.0, CONTEXT)]
 LEFT_OUT_EVERY = 500_000  # tokens
 SAVE_EVERY = 240  # seconds
 
@@ -116,8 +114,8 @@ def learning_rate(state):
     return sitting["peak"] * warm * 0.5 * (1 + math.cos(math.pi * part_done(state)))
 
 
-def context_at(part):
-    return next(context for end, context in CONTEXTS if part < end or end == 1.0)
+def context_at(part, contexts):
+    return contexts[min(len(contexts) - 1, int(part * len(contexts)))]
 
 
 def row_numbers(first, count, rows, seed):
@@ -141,6 +139,8 @@ def main():
     end.add_argument("--minutes", type=float, help="length of the sitting")
     parser.add_argument("--peak", type=float, default=1.5e-3, help="learning rate after the warm-up")
     parser.add_argument("--warmup", type=int, default=600_000, help="tokens")
+    parser.add_argument("--contexts", type=int, nargs="+", default=[256, 256, 512, CONTEXT],
+                        help="contexts of the equal parts of the sitting: short ones are cheaper")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -194,7 +194,7 @@ def main():
     total, counted, tokens_at_line, clock_at_line = 0.0, 0, state["tokens"], clock
     while part_done(state) < 1.0:
         tokens = state["tokens"]
-        context = context_at(part_done(state))
+        context = context_at(part_done(state), options.contexts)
         rate = learning_rate(state)
         for group in optimizer.param_groups:
             group["lr"] = rate
