@@ -18,6 +18,10 @@ struct Verb {
 
 constexpr Verb kVerbs[] = {
     {"serve", "run the server", AddServe},
+    {"worker", "run one of the processes that quantize", AddWorker},
+    {"quantize", "submit a quantization job", AddQuantize},
+    {"jobs", "list, show, watch and cancel jobs", AddJobs},
+    {"models", "push, list, load and delete models and artifacts", AddModels},
     {"generate", "generate text from a prompt", AddGenerate},
     {"chat", "talk to a served model", AddChat},
     {"eval", "measure perplexity, and the distance from another model", AddEval},

@@ -129,8 +129,10 @@ absl::Status List(const Options& options) {
   return absl::OkStatus();
 }
 
-// The resource behind a name; a bare one is an artifact's, a model's or a served model's, in that
-// order, if only one of them has it.
+std::string NameOf(const Json& resource) { return resource["name"].get<std::string>(); }
+
+// The resource behind a name. A bare one is an artifact's or a model's, which must not be both, or
+// else a served model's.
 absl::StatusOr<Json> Find(const Session& session, const std::string& name) {
   std::vector<std::string> candidates = {name};
   if (!absl::StrContains(name, "/")) {
@@ -166,10 +168,11 @@ absl::StatusOr<Json> Find(const Session& session, const std::string& name) {
     if (!status.ok() && !absl::IsNotFound(status) && !absl::IsUnimplemented(status)) return status;
   }
   if (found.empty()) return missing;
-  if (found.size() > 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("'", name, "' could be ", found[0]["name"].get<std::string>(), " or ",
-                     found[1]["name"].get<std::string>(), "; write the whole name"));
+  const bool ambiguous = found.size() > 1 && !absl::StartsWith(NameOf(found[1]), "servedModels/");
+  if (ambiguous) {
+    return absl::InvalidArgumentError(absl::StrCat("'", name, "' could be ", NameOf(found[0]),
+                                                   " or ", NameOf(found[1]),
+                                                   "; write the whole name"));
   }
   return std::move(found.front());
 }
@@ -219,7 +222,7 @@ absl::Status Load(const Options& options) {
   if (!absl::StrContains(source, "/")) {
     // A bare name is an artifact's or a model's; otherwise a path on the server, which it checks.
     const absl::StatusOr<Json> resource = Find(session, source);
-    if (resource.ok()) source = (*resource)["name"].get<std::string>();
+    if (resource.ok()) source = NameOf(*resource);
   }
   request.set_source(source);
   request.set_name(options.as.empty() ? source.substr(source.rfind('/') + 1) : options.as);
@@ -253,7 +256,7 @@ absl::Status Unload(const Options& options) {
 absl::Status Remove(const Options& options) {
   NIBBLE_ASSIGN_OR_RETURN(const Session session, Open(options));
   NIBBLE_ASSIGN_OR_RETURN(const Json resource, Find(session, options.name));
-  const std::string name = resource["name"].get<std::string>();
+  const std::string name = NameOf(resource);
   google::protobuf::Empty empty;
   if (absl::StartsWith(name, "artifacts/")) {
     v1::DeleteArtifactRequest request;

@@ -24,8 +24,7 @@ void AddSetting(CLI::App& command, const SettingRow& row, Settings& settings) {
         if constexpr (std::is_same_v<T, bool>) {
           return command.add_flag(flag, value, std::string(row.help));
         } else if constexpr (std::is_arithmetic_v<T>) {
-          return command
-              .add_option(flag, value, Concat(row.help, " (", row.min, "..", row.max, ")"))
+          return command.add_option(flag, value, Concat(row.help, " (", RangeOf(row), ")"))
               ->capture_default_str();
         } else if constexpr (std::is_same_v<T, std::string>) {
           return command.add_option(flag, value, std::string(row.help))->capture_default_str();

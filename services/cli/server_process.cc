@@ -9,9 +9,11 @@
 #include <ctime>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "engine/artifact/file_system.h"
+#include "services/cli/source_resolver.h"
 #include "services/common/auth.h"
 #include "services/common/log.h"
 #include "services/common/metrics.h"
@@ -20,6 +22,7 @@
 #include "services/common/text.h"
 #include "services/generation/generation_service.h"
 #include "services/generation/model_source.h"
+#include "services/quantization/service.h"
 
 namespace nibble {
 namespace {
@@ -64,16 +67,21 @@ absl::Status RunServer(const Settings& settings) {
   if (!authorizer.ok()) return authorizer.status();
 
   std::vector<grpc::Service*> services;
+  std::unique_ptr<QuantizationServer> quantization;
+  if (HasRole(settings, "quantization")) {
+    absl::StatusOr<std::unique_ptr<QuantizationServer>> created =
+        QuantizationServer::Create(QuantizationOptionsFrom(settings), **authorizer, metrics);
+    if (!created.ok()) return created.status();
+    quantization = *std::move(created);
+    services.push_back(quantization->service());
+    health.Set(kQuantizationServiceName, true);
+  }
   std::unique_ptr<GenerationServer> generation;
   if (HasRole(settings, "generation")) {
-    const std::string scratch = settings.data_dir + "/serving";
-    if (absl::Status status = SweepScratch(scratch); !status.ok()) return status;
-    const auto resolve = [&settings,
-                          scratch](const std::string& source) -> absl::StatusOr<ModelSource> {
-      return CopyFromRoot(settings.model_root, source, scratch);
-    };
-    generation =
-        std::make_unique<GenerationServer>(settings, **authorizer, resolve, metrics, health);
+    absl::Status swept = SweepScratch(ScratchDirectory(settings));
+    if (!swept.ok()) return swept;
+    generation = std::make_unique<GenerationServer>(
+        settings, **authorizer, SourceResolver(settings, quantization.get()), metrics, health);
     services.push_back(generation->service());
   }
 
@@ -129,10 +137,15 @@ absl::Status RunServer(const Settings& settings) {
   signals.Release();
   const std::chrono::milliseconds grace(
       failure.ok() ? static_cast<int64_t>(settings.grace_seconds * 1000) : 0);
+  std::thread workers([&] {
+    if (quantization != nullptr) quantization->Drain();
+  });
   if (generation != nullptr) generation->Drain(grace);
+  workers.join();
   for (const auto& listener : listeners) listener->Shutdown(std::chrono::milliseconds(2000));
   exposer.reset();
   generation.reset();
+  quantization.reset();
   LogInfo("stopped");
   return failure;
 }

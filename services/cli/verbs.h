@@ -15,6 +15,10 @@ namespace nibble {
 using RunVerb = std::function<int()>;
 
 RunVerb AddServe(CLI::App& command);
+RunVerb AddWorker(CLI::App& command);
+RunVerb AddQuantize(CLI::App& command);
+RunVerb AddJobs(CLI::App& command);
+RunVerb AddModels(CLI::App& command);
 RunVerb AddGenerate(CLI::App& command);
 RunVerb AddChat(CLI::App& command);
 RunVerb AddEval(CLI::App& command);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "services/common/settings.h"
 
+#include <cmath>
 #include <type_traits>
 #include <utility>
 
@@ -52,7 +53,7 @@ const SettingRow kRows[] = {
     {"--max-request-seconds", &S::max_request_seconds, 1, 86400, "deadline of a request that brings none, and the longest of all", "Requests"},
 
     {"--max-models", &S::max_models, 1, 256, "models served at once", "Models"},
-    {"--model-memory", &S::model_memory_bytes, 0, kBytes, "bytes for weights and KV cache of a model that is loaded without a budget; 0 = weights and room for half of --max-running full contexts", "Models"},
+    {"--model-memory", &S::model_memory_bytes, 0, kBytes, "bytes for weights and KV cache of a model that is loaded without a budget; 0 = weights and a KV cache of up to 1 GiB, at least one full context", "Models"},
     {"--max-context", &S::max_context, 16, 1e8, "longest sequence of a model that is loaded without saying", "Models"},
     {"--max-running", &S::max_running, 1, 256, "sequences that run at once, per model", "Models"},
     {"--max-waiting", &S::max_waiting, 1, kMany, "sequences that wait, per model", "Models"},
@@ -71,15 +72,24 @@ const SettingRow kRows[] = {
 };
 // clang-format on
 
+// Whole numbers in full: 1073741824, not 1.07374e+09.
+std::string Number(double value) {
+  return value == std::floor(value) ? Concat(static_cast<int64_t>(value)) : Concat(value);
+}
+
 absl::Status CheckRange(const SettingRow& row, double value) {
   if (value >= row.min && value <= row.max) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      Concat(row.flag, " is ", value, "; it must be ", row.min, "..", row.max));
+      Concat(row.flag, " is ", Number(value), "; it must be ", RangeOf(row)));
 }
 
 }  // namespace
 
 std::span<const SettingRow> SettingRows() { return kRows; }
+
+std::string RangeOf(const SettingRow& row) {
+  return Concat(Number(row.min), "..", Number(row.max));
+}
 
 bool IsLoopback(std::string_view address) {
   if (address.starts_with("unix:")) return true;

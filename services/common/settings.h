@@ -89,6 +89,9 @@ struct SettingRow {
 };
 std::span<const SettingRow> SettingRows();
 
+// "1..256"; numbers only.
+std::string RangeOf(const SettingRow& row);
+
 // Ranges, and what must go together. InvalidArgument names flag, value and what is allowed.
 absl::Status ValidateSettings(const Settings& settings);
 
