@@ -121,6 +121,7 @@ class LiveServer(unittest.TestCase):
             [live_server.NIBBLE, "quantize", "--server", server.address, "--model",
              str(live_server.MODELS / "model"), "--recipe", "gptq", "--scheme", "int4-g128",
              "--calibration", str(live_server.MODELS / "calibration.jsonl"), "--name", "measured",
+             "--samples", "8", "--length", "128", "--eval-tokens", "1024",
              "--gate", "ppl<=2,kl<=1", "--eval", str(live_server.MODELS / "heldout.jsonl"),
              "--watch"], check=True, capture_output=True, text=True, timeout=240)
 

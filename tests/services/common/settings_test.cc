@@ -15,7 +15,7 @@ using ::testing::HasSubstr;
 
 Settings Valid() {
   Settings settings;
-  settings.data_dir = "data";
+  settings.data_dir = std::string("data");
   return settings;
 }
 
@@ -36,18 +36,18 @@ TEST(SettingsTest, WhatIsWrongIsNamed) {
     std::function<void(Settings&)> change;
     const char* words;
   } cases[] = {
-      {[](Settings& s) { s.data_dir = ""; }, "--data-dir"},
+      {[](Settings& s) { s.data_dir = std::string(""); }, "--data-dir"},
       {[](Settings& s) { s.max_choices = 0; }, "--max-n is 0; it must be 1..256"},
       {[](Settings& s) { s.grace_seconds = -1; }, "--grace"},
       {[](Settings& s) { s.roles = {"cook"}; }, "\"cook\""},
       {[](Settings& s) { s.roles = {}; }, "--roles"},
-      {[](Settings& s) { s.device = "tpu"; }, "--device"},
+      {[](Settings& s) { s.device = std::string("tpu"); }, "--device"},
       {[](Settings& s) { s.load = {"=path"}; }, "--load"},
       {[](Settings& s) { s.load = {"name"}; }, "--load"},
       {[](Settings& s) { s.token_budget = s.max_running; }, "--token-budget"},
       {[](Settings& s) { s.max_waiting = 8; }, "--max-waiting"},
-      {[](Settings& s) { s.tls_cert = "c"; }, "--tls-key"},
-      {[](Settings& s) { s.tls_client_ca = "c"; }, "--tls-client-ca"},
+      {[](Settings& s) { s.tls_cert = std::string("c"); }, "--tls-key"},
+      {[](Settings& s) { s.tls_client_ca = std::string("c"); }, "--tls-client-ca"},
   };
   for (const auto& c : cases) {
     Settings settings = Valid();
@@ -60,15 +60,15 @@ TEST(SettingsTest, WhatIsWrongIsNamed) {
 
 TEST(SettingsTest, AnOpenAddressNeedsTlsAndTokensOrInsecure) {
   Settings settings = Valid();
-  settings.generation_address = "0.0.0.0:7462";
+  settings.generation_address = std::string("0.0.0.0:7462");
   EXPECT_THAT(std::string(ValidateSettings(settings).message()), HasSubstr("--insecure"));
-  settings.tls_cert = "cert.pem";
-  settings.tls_key = "key.pem";
+  settings.tls_cert = std::string("cert.pem");
+  settings.tls_key = std::string("key.pem");
   EXPECT_FALSE(ValidateSettings(settings).ok()) << "TLS alone lets anybody in";
-  settings.tokens_file = "tokens";
+  settings.tokens_file = std::string("tokens");
   EXPECT_TRUE(ValidateSettings(settings).ok());
   settings = Valid();
-  settings.address = "0.0.0.0:7460";
+  settings.address = std::string("0.0.0.0:7460");
   settings.insecure = true;
   EXPECT_TRUE(ValidateSettings(settings).ok());
 }
