@@ -30,8 +30,12 @@ void LeaseKeeper::Loop() {
   std::unique_lock lock(mutex_);
   while (!stop_changed_.wait_for(lock, times_.heartbeat, [this] { return stop_; })) {
     const Time asked = std::chrono::steady_clock::now();
-    if (asked - renewed_ > times_.last_resort) on_last_resort_();
-    if (lost_) continue;
+    if (asked - renewed_ > times_.give_up) Lose(asked);
+    if (lost_) {
+      // The work is asked to stop by Standing(); it has a while to do so.
+      if (asked - lost_at_ > times_.last_resort) on_last_resort_();
+      continue;
+    }
     lock.unlock();
     const absl::StatusOr<bool> cancel = store_.Renew(lease_);
     lock.lock();
@@ -43,7 +47,7 @@ absl::Status LeaseKeeper::Standing() {
   std::unique_lock lock(mutex_);
   const Time now = std::chrono::steady_clock::now();
   // A process that was stopped must not believe what it knew before.
-  if (now - renewed_ > times_.give_up) lost_ = true;
+  if (now - renewed_ > times_.give_up) Lose(now);
   if (!lost_ && !cancel_ && now - asked_ >= times_.poll) {
     asked_ = now;
     lock.unlock();
@@ -59,9 +63,15 @@ void LeaseKeeper::Note(const absl::StatusOr<bool>& cancel, Time asked, bool rene
     cancel_ = cancel_ || *cancel;
     if (renewed) renewed_ = asked;
   } else if (absl::IsAborted(cancel.status())) {
-    lost_ = true;
+    Lose(std::chrono::steady_clock::now());
   }
   // Any other error may pass; if it does not, the time without a renewal grows.
+}
+
+void LeaseKeeper::Lose(Time now) {
+  if (lost_) return;
+  lost_ = true;
+  lost_at_ = now;
 }
 
 absl::Status LeaseKeeper::StandingLocked() const {

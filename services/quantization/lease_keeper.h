@@ -17,7 +17,7 @@ namespace nibble {
 struct LeaseTimes {
   std::chrono::milliseconds heartbeat{5000};
   std::chrono::milliseconds give_up{20000};      // without a renewal: the lease counts as lost
-  std::chrono::milliseconds last_resort{30000};  // without a renewal: `on_last_resort` is called
+  std::chrono::milliseconds last_resort{10000};  // after that: `on_last_resort` is called
   std::chrono::milliseconds poll{500};           // how often Standing() may ask the store
 };
 
@@ -39,6 +39,7 @@ class LeaseKeeper {
   void Loop();
   // Takes in an answer of the store to a question asked at `asked`.
   void Note(const absl::StatusOr<bool>& cancel, Time asked, bool renewed);
+  void Lose(Time now);
   absl::Status StandingLocked() const;
 
   JobStore& store_;
@@ -49,6 +50,7 @@ class LeaseKeeper {
   std::condition_variable stop_changed_;
   bool stop_ = false;
   bool lost_ = false;
+  Time lost_at_;  // when this process noticed
   bool cancel_ = false;
   Time renewed_;
   Time asked_;
