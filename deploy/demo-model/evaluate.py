@@ -46,7 +46,7 @@ def main():
     parser.add_argument("--model", type=pathlib.Path, required=True)
     parser.add_argument("--work", type=pathlib.Path, required=True, help="train.py's directory, for rows.pt")
     parser.add_argument("--heldout", type=pathlib.Path, required=True)
-    parser.add_argument("--rows", type=int, default=96, help="training rows to sample")
+    parser.add_argument("--rows", type=int, default=48, help="training rows to sample")
     options = parser.parse_args()
     torch.set_num_threads(2)
     model, tokenizer = load(options.model)

@@ -25,7 +25,9 @@ def main():
     tensors = {
         name: tensor.to(torch.bfloat16).contiguous()
         for name, tensor in saved["model"].items() if name != "lm_head.weight"}
-    save_file(tensors, str(options.out / "model.safetensors"), metadata={"format": "pt"})
+    metadata = {"format": "pt", "tokens": str(saved["state"]["tokens"])}
+    save_file(tensors, str(options.out / "model.safetensors"), metadata=metadata)
+    (options.out / "model.safetensors").chmod(0o644)
     config = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu",
                   attention_bias=False, mlp_bias=False, rope_scaling=None, torch_dtype="bfloat16",
                   initializer_range=0.02, use_cache=True, **CONFIG)

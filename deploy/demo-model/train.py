@@ -8,6 +8,9 @@ started again with the same options, a run that was stopped goes on where it was
 --until, --minutes or --peak begin a new sitting from the checkpoint: to train further, or to bring a
 run to its end sooner.
 
+Without a checkpoint, --start takes the weights and the token count from an exported model, and fresh
+moments; so training can go on from what the repository holds.
+
     train.py --data BOOKS --model model --work DIR --until 60000000
 """
 
@@ -20,6 +23,7 @@ import time
 import numpy
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -137,6 +141,7 @@ def main():
     end = parser.add_mutually_exclusive_group(required=True)
     end.add_argument("--until", type=int, help="tokens, counted from the very first, at which the sitting ends")
     end.add_argument("--minutes", type=float, help="length of the sitting")
+    parser.add_argument("--start", type=pathlib.Path, help="exported model to begin with, where there is no checkpoint")
     parser.add_argument("--peak", type=float, default=1.5e-3, help="learning rate after the warm-up")
     parser.add_argument("--warmup", type=int, default=600_000, help="tokens")
     parser.add_argument("--contexts", type=int, nargs="+", default=[256, 256, 512, CONTEXT],
@@ -170,6 +175,10 @@ def main():
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         state = saved["state"]
+    elif options.start:
+        with safe_open(options.start / "model.safetensors", "pt") as exported:
+            model.load_state_dict({name: exported.get_tensor(name).float() for name in exported.keys()}, strict=False)
+            state["tokens"] = int(exported.metadata()["tokens"])
     asked = dict(until=options.until, minutes=options.minutes, peak=options.peak, warmup=options.warmup)
     if state["sitting"] != asked | dict(begin=(state["sitting"] or asked).get("begin")):
         state["sitting"] = asked | dict(begin=state["tokens"])
