@@ -31,25 +31,36 @@ struct LocalFile {
   v1::UploadFile description;
 };
 
-absl::StatusOr<LocalFile> Describe(const std::string& path, const std::string& name,
-                                   ProgressBar& bar) {
-  std::error_code error;
-  const auto bytes = std::filesystem::file_size(path, error);
-  if (error) return absl::NotFoundError(absl::StrCat(path, ": ", error.message()));
+// Sizes and digests of the files `names` in `directory`.
+absl::StatusOr<std::vector<LocalFile>> Describe(const std::string& directory,
+                                                const std::vector<std::string>& names,
+                                                ProgressBar& bar) {
+  std::vector<LocalFile> files;
+  int64_t total = 0;
+  for (const std::string& name : names) {
+    LocalFile& file = files.emplace_back();
+    file.path = directory.empty() ? name : absl::StrCat(directory, "/", name);
+    std::error_code error;
+    const auto bytes = std::filesystem::file_size(file.path, error);
+    if (error) return absl::NotFoundError(absl::StrCat(file.path, ": ", error.message()));
+    file.description.set_name(std::filesystem::path(name).filename().string());
+    file.description.set_size_bytes(static_cast<int64_t>(bytes));
+    total += static_cast<int64_t>(bytes);
+  }
   int64_t read = 0;
-  const auto keep_going = [&] {
-    const double fraction = bytes == 0 ? 1 : static_cast<double>(read) / static_cast<double>(bytes);
-    bar.Show("hashing", fraction, {}, name);
-    read += int64_t{1} << 20;
-    return absl::OkStatus();
-  };
-  NIBBLE_ASSIGN_OR_RETURN(const std::string sha256, Sha256OfFile(path, keep_going));
-  LocalFile file;
-  file.path = path;
-  file.description.set_name(name);
-  file.description.set_size_bytes(static_cast<int64_t>(bytes));
-  file.description.set_sha256(sha256);
-  return file;
+  for (LocalFile& file : files) {
+    int64_t of_file = 0;
+    const auto keep_going = [&] {
+      bar.Show("hashing", static_cast<double>(read + of_file) / static_cast<double>(total), {},
+               FormatBytes(total));
+      of_file = std::min(of_file + (int64_t{1} << 20), int64_t{file.description.size_bytes()});
+      return absl::OkStatus();
+    };
+    NIBBLE_ASSIGN_OR_RETURN(const std::string sha256, Sha256OfFile(file.path, keep_going));
+    file.description.set_sha256(sha256);
+    read += file.description.size_bytes();
+  }
+  return files;
 }
 
 bool SameFiles(const v1::Upload& upload, const std::vector<LocalFile>& files) {
@@ -206,13 +217,12 @@ absl::StatusOr<std::string> UploadModel(const Client& client, const std::string&
                                         const UploadOptions& options) {
   ProgressBar bar(options.quiet);
   NIBBLE_ASSIGN_OR_RETURN(const SourceFiles source, ListSourceFiles(path));
-  std::vector<LocalFile> files;
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<LocalFile> files,
+                          Describe(source.directory, source.names, bar));
   std::vector<FileRecord> records;
-  for (const std::string& name : source.names) {
-    NIBBLE_ASSIGN_OR_RETURN(LocalFile file,
-                            Describe(absl::StrCat(source.directory, "/", name), name, bar));
-    records.push_back({name, file.description.size_bytes(), file.description.sha256(), 0});
-    files.push_back(std::move(file));
+  for (const LocalFile& file : files) {
+    records.push_back(
+        {file.description.name(), file.description.size_bytes(), file.description.sha256(), 0});
   }
   const auto stub = v1::QuantizationService::NewStub(client.channel());
   v1::ListModelsRequest request;
@@ -233,11 +243,11 @@ absl::StatusOr<std::string> UploadModel(const Client& client, const std::string&
 absl::StatusOr<std::string> UploadText(const Client& client, const std::string& path,
                                        const UploadOptions& options) {
   ProgressBar bar(options.quiet);
-  const std::string name = std::filesystem::path(path).filename().string();
-  NIBBLE_ASSIGN_OR_RETURN(LocalFile file, Describe(path, name, bar));
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<LocalFile> files, Describe("", {path}, bar));
+  const v1::UploadFile& file = files.front().description;
   const auto stub = v1::QuantizationService::NewStub(client.channel());
   v1::ListCalibrationSetsRequest request;
-  request.set_sha256(file.description.sha256());
+  request.set_sha256(file.sha256());
   grpc::ClientContext context;
   client.Prepare(&context);
   v1::ListCalibrationSetsResponse response;
@@ -245,9 +255,9 @@ absl::StatusOr<std::string> UploadText(const Client& client, const std::string& 
   if (!status.ok()) return client.Explain(status);
   for (const v1::CalibrationSet& set : response.calibration_sets()) {
     // The extension says how the file is read, so the name must be the same too.
-    if (set.file().name() == name) return set.name();
+    if (set.file().name() == file.name()) return set.name();
   }
-  return Send(client, *stub, v1::Upload::CALIBRATION_SET, {std::move(file)}, options.id, bar);
+  return Send(client, *stub, v1::Upload::CALIBRATION_SET, files, options.id, bar);
 }
 
 }  // namespace nibble

@@ -124,8 +124,13 @@ void Housekeeper::Follow() {
     return;
   }
   if (events->empty()) return;
-  for (const JobEventRecord& event : *events) Count(event);
+  bool states_changed = false;
+  for (const JobEventRecord& event : *events) {
+    Count(event);
+    states_changed = states_changed || event.kind == JobEventKind::kStateChanged;
+  }
   sequence_ = events->back().sequence;
+  if (states_changed) SetGauges();  // a scrape between two rounds must not see an old state
   hub_.PokeAll();
 }
 
