@@ -35,6 +35,7 @@ struct Options {
   int32_t window = 0;
   int threads = 0;
   bool exact = false;
+  bool per_document = false;
   bool json = false;
 };
 
@@ -115,6 +116,15 @@ absl::StatusOr<nlohmann::json> Run(const Options& options) {
     result["kl"] = evaluation->kl();
     result["same_top"] = evaluation->same_top();
   }
+  if (options.per_document) {
+    nlohmann::json& rows = result["per_document"] = nlohmann::json::array();
+    for (const DocumentScore& document : evaluation->documents) {
+      rows.push_back({{"predictions", document.predictions},
+                      {"nll", document.nll},
+                      {"kl", document.kl},
+                      {"same_top", document.same_top}});
+    }
+  }
   return result;
 }
 
@@ -163,6 +173,8 @@ RunVerb AddEval(CLI::App& command) {
   command.add_option("--kv", options->kv, "KV cache format: f32, bf16, int8");
   command.add_option("--threads", options->threads, "0 = one for each CPU")
       ->check(CLI::Range(0, 256));
+  command.add_flag("--per-document", options->per_document,
+                   "with --json: also each document's sums, for paired comparisons");
   command.add_flag("--json", options->json, "one JSON object");
   command.footer(
       "Works on local files, without a server.\n\n"

@@ -253,9 +253,8 @@ absl::StatusOr<ResourceRecord> Uploads::Finish(const std::string& id) {
   if (upload.state == UploadState::kFinished) return store_.GetResource(upload.resource);
   NIBBLE_RETURN_IF_ERROR(Verify(upload));
   // A text is known by its own digest, a model by those of its files.
-  return store_.FinishUpload(id, upload.kind == ResourceKind::kModel
-                                     ? FilesDigest(upload.files)
-                                     : upload.files.front().sha256);
+  return store_.FinishUpload(id, upload.kind == ResourceKind::kModel ? FilesDigest(upload.files)
+                                                                     : upload.files.front().sha256);
 }
 
 absl::Status Uploads::Verify(const UploadRecord& upload) {
