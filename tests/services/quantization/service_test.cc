@@ -11,12 +11,17 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <random>
+#include <sstream>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "engine/artifact/manifest.h"
 #include "engine/artifact/sha256.h"
 #include "kernels/check.h"
 #include "nibble/v1/quantization.grpc.pb.h"
@@ -27,11 +32,14 @@
 namespace nibble {
 namespace {
 
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using Stub = v1::QuantizationService::Stub;
 
 constexpr int kLayers = 3;
+constexpr int kDeepLayers = 12;
 constexpr char kToken[] = "secret";
 
 class ServiceTest : public ::testing::Test {
@@ -40,6 +48,8 @@ class ServiceTest : public ::testing::Test {
     testing::TinyModelOptions tiny;
     tiny.layers = kLayers;
     testing::TinyModel model(models_.File("tiny"), tiny);
+    tiny.layers = kDeepLayers;
+    testing::TinyModel deep(models_.File("deep"), tiny);
     testing::TinyModel::WriteIds(models_.File("calibration.jsonl"), 8, 64, 1);
     testing::TinyModel::WriteIds(models_.File("heldout.jsonl"), 4, 64, 2);
   }
@@ -57,11 +67,12 @@ class ServiceTest : public ::testing::Test {
     options.supervisor.workers = workers;
     options.supervisor.first_backoff = std::chrono::milliseconds(10);
     options.supervisor.longest_backoff = std::chrono::milliseconds(50);
-    options.supervisor.command = {NIBBLE_TEST_WORKER, "--real",       "--data-dir",
-                                  options.data_dir,   "--model-root", models_.path()};
+    options.supervisor.command = {
+        NIBBLE_TEST_WORKER, "--real", "--data-dir", options.data_dir, "--model-root",
+        models_.path(),     "--plan", PlanPath(),   "--story",        StoryPath()};
     options.supervisor.command.insert(options.supervisor.command.end(), more.begin(), more.end());
     options.housekeeper.look = std::chrono::milliseconds(5);
-    options.housekeeper.recover = std::chrono::milliseconds(50);
+    options.housekeeper.recover = recover_;
     absl::StatusOr<std::unique_ptr<QuantizationServer>> server =
         QuantizationServer::Create(options, *authorizer_, *metrics_);
     NIBBLE_CHECK(server.ok());
@@ -131,13 +142,74 @@ class ServiceTest : public ::testing::Test {
     EXPECT_TRUE(status.ok()) << status.error_message();
     return events;
   }
-  static int CountBlocks(const std::vector<v1::JobEvent>& events) {
+  // As the BLOCK_DONE events tell: how many blocks were done after each.
+  static std::vector<int> BlocksDone(const std::vector<v1::JobEvent>& events) {
+    std::vector<int> blocks;
+    for (const v1::JobEvent& event : events) {
+      if (event.kind() == v1::JobEvent::BLOCK_DONE)
+        blocks.push_back(event.progress().blocks_done());
+    }
+    return blocks;
+  }
+  // 1..layers: each block was computed, none of them twice.
+  static std::vector<int> EveryBlockOnce(int layers) {
+    std::vector<int> blocks(static_cast<size_t>(layers));
+    std::iota(blocks.begin(), blocks.end(), 1);
+    return blocks;
+  }
+  // As the ATTEMPT_ENDED events tell; a worker that dies while it publishes leaves none.
+  static int CountKills(const std::vector<v1::JobEvent>& events) {
     int count = 0;
-    for (const v1::JobEvent& event : events) count += event.kind() == v1::JobEvent::BLOCK_DONE;
+    for (const v1::JobEvent& event : events) {
+      count += event.kind() == v1::JobEvent::ATTEMPT_ENDED &&
+               event.message().find("killed by signal 9") != std::string::npos;
+    }
     return count;
   }
-  void KillWorkers() {
-    for (const pid_t pid : server_->worker_pids()) ::kill(pid, SIGKILL);
+
+  // Moments (see test_worker.cc) at which the coming attempts are killed, one each.
+  std::string PlanPath() const { return directory_.File("plan"); }
+  std::string StoryPath() const { return directory_.File("story"); }
+  void KillAt(const std::vector<std::string>& moments) {
+    WriteFile(PlanPath(), absl::StrJoin(moments, "\n"));
+  }
+  // The marks that the attempts since the last call passed, and after how many of their steps.
+  std::vector<std::pair<std::string, int>> Story() {
+    std::istringstream story(ReadFile(StoryPath()));
+    std::filesystem::remove(StoryPath());
+    std::vector<std::pair<std::string, int>> marks;
+    std::string mark;
+    int steps = 0;
+    while (story >> mark >> steps) marks.emplace_back(mark, steps);
+    return marks;
+  }
+  static int StepsTo(const std::vector<std::pair<std::string, int>>& story, const std::string& mark,
+                     int time = 1) {
+    for (const auto& [passed, steps] : story) {
+      if (passed == mark && --time == 0) return steps;
+    }
+    ADD_FAILURE() << mark << " was not passed";
+    return 0;
+  }
+
+  std::vector<std::string> ListedArtifacts() {
+    v1::ListArtifactsResponse page;
+    EXPECT_TRUE(Call(&Stub::ListArtifacts, v1::ListArtifactsRequest(), &page).ok());
+    std::vector<std::string> names;
+    for (const v1::Artifact& artifact : page.artifacts()) names.push_back(artifact.name());
+    return names;
+  }
+  // That the job succeeded with an artifact of that digest, every file of which is whole.
+  void ExpectPublished(const std::string& name, const std::string& digest) {
+    const v1::Job job = Get(name);
+    ASSERT_EQ(job.state(), v1::Job::SUCCEEDED) << job.message();
+    EXPECT_EQ(job.artifact_digest(), digest);
+    EXPECT_THAT(ListedArtifacts(), Contains(job.artifact()));
+    const absl::StatusOr<LocalArtifact> artifact = server_->ResolveArtifact(job.artifact());
+    ASSERT_TRUE(artifact.ok()) << artifact.status();
+    const absl::StatusOr<std::string> verified = VerifyArtifact(artifact->directory);
+    ASSERT_TRUE(verified.ok()) << verified.status();
+    EXPECT_EQ(*verified, digest);
   }
   std::string UndisturbedDigest() {
     const std::string name = Create(Request("undisturbed"));
@@ -156,6 +228,7 @@ class ServiceTest : public ::testing::Test {
 
   TempDir directory_;
   TempDir models_;
+  std::chrono::milliseconds recover_{50};  // how often publishes left half done are looked for
   std::unique_ptr<Metrics> metrics_;
   std::unique_ptr<Health> health_;
   std::unique_ptr<Authorizer> authorizer_;
@@ -276,7 +349,7 @@ TEST_F(ServiceTest, WatchingTellsTheWholeStoryAndEnds) {
   for (size_t i = 2; i < events.size(); ++i) {
     EXPECT_GT(events[i].sequence(), events[i - 1].sequence());
   }
-  EXPECT_EQ(CountBlocks(events), kLayers);
+  EXPECT_EQ(BlocksDone(events), EveryBlockOnce(kLayers));
   EXPECT_EQ(events.back().kind(), v1::JobEvent::STATE_CHANGED);
   EXPECT_EQ(events.back().state(), v1::Job::SUCCEEDED);
   EXPECT_EQ(events.back().job().artifact(), Get(name).artifact());
@@ -456,59 +529,140 @@ TEST_F(ServiceTest, ADirectoryHasOneServer) {
 }
 
 // ---- interruptions ----
+//
+// A killed worker loses at most the block it was at; what is committed is never computed again. So
+// blocks computed <= blocks + kills, and the events, one for each committed block, name each block
+// once.
 
 TEST_F(ServiceTest, KilledAfterEveryBlockItPublishesTheSameDigest) {
   StartServer(1);
   const std::string digest = UndisturbedDigest();
   DeleteArtifact("undisturbed");
-  int kills = 0;
+  KillAt(std::vector<std::string>(kLayers, "block 0"));
   const std::string name = Create(Request("killed"));
-  const std::vector<v1::JobEvent> events = Watch(name, [&](const v1::JobEvent& event) {
-    if (event.kind() != v1::JobEvent::BLOCK_DONE) return;
-    KillWorkers();
-    ++kills;
-  });
-  EXPECT_EQ(Get(name).artifact_digest(), digest) << Get(name).message();
-  EXPECT_GE(kills, kLayers);
-  EXPECT_LE(CountBlocks(events), kLayers + kills);
+  const std::vector<v1::JobEvent> events = Watch(name);
+  ExpectPublished(name, digest);
+  EXPECT_EQ(CountKills(events), kLayers);
+  EXPECT_EQ(BlocksDone(events), EveryBlockOnce(kLayers));
 }
 
-TEST_F(ServiceTest, KilledAtRandomMomentsItPublishesTheSameDigest) {
+TEST_F(ServiceTest, KilledAtTenMomentsOfItsLifeItPublishesTheSameDigest) {
   StartServer(1);
   const std::string digest = UndisturbedDigest();
   DeleteArtifact("undisturbed");
-  const auto begin = std::chrono::steady_clock::now();
-  Watch(Create(Request("timed")));
-  const std::chrono::duration<double> whole = std::chrono::steady_clock::now() - begin;
-  DeleteArtifact("timed");
+  const int steps = StepsTo(Story(), "synced");
   std::mt19937 random(7);
   for (int round = 0; round < 10; ++round) {
+    const int moment = std::uniform_int_distribution<int>(0, steps)(random);
     const std::string id = absl::StrCat("r", round);
+    KillAt({absl::StrCat("attempt ", moment)});
     const std::string name = Create(Request(id));
-    const double share = std::uniform_real_distribution<double>(0, 1)(random);
-    std::this_thread::sleep_for(share * whole);
-    KillWorkers();
     const std::vector<v1::JobEvent> events = Watch(name);
-    ASSERT_EQ(Get(name).state(), v1::Job::SUCCEEDED) << round << ": " << Get(name).message();
-    EXPECT_EQ(Get(name).artifact_digest(), digest) << round;
-    EXPECT_LE(CountBlocks(events), kLayers + 1) << round;
+    SCOPED_TRACE(absl::StrCat("killed at step ", moment, " of ", steps));
+    ExpectPublished(name, digest);
+    EXPECT_EQ(Get(name).attempts(), 2) << "it was killed once";
+    EXPECT_EQ(BlocksDone(events), EveryBlockOnce(kLayers));
     DeleteArtifact(id);
   }
+}
+
+TEST_F(ServiceTest, OneJobKilledTenTimesPublishesTheSameDigest) {
+  StartServer(1);
+  const auto request = [&](const std::string& id) {
+    v1::CreateJobRequest made = Request(id);
+    made.mutable_spec()->set_model_path("deep");
+    return made;
+  };
+  const std::string undisturbed = Create(request("undisturbed"));
+  Watch(undisturbed);
+  const std::string digest = Get(undisturbed).artifact_digest();
+  ExpectPublished(undisturbed, digest);
+  DeleteArtifact("undisturbed");
+  // By turns before an attempt's first block, and up to a block's length after it: one attempt in
+  // two commits one or two of the twelve blocks.
+  const auto story = Story();
+  const int first_block = StepsTo(story, "block");
+  const int a_block = StepsTo(story, "block", 2) - first_block;
+  ASSERT_LT(a_block, first_block);
+  std::mt19937 random(7);
+  std::vector<std::string> moments;
+  for (int kill = 0; kill < 10; kill += 2) {
+    moments.push_back(absl::StrCat(
+        "attempt ", std::uniform_int_distribution<int>(0, first_block - a_block)(random)));
+    moments.push_back(
+        absl::StrCat("block ", std::uniform_int_distribution<int>(0, a_block)(random)));
+  }
+  KillAt(moments);
+  const std::string name = Create(request("killed"));
+  const std::vector<v1::JobEvent> events = Watch(name);
+  ExpectPublished(name, digest);
+  EXPECT_EQ(CountKills(events), 10);
+  EXPECT_EQ(BlocksDone(events), EveryBlockOnce(kDeepLayers));
 }
 
 TEST_F(ServiceTest, KilledDuringEvaluationItGoesOnWithoutComputingABlockAgain) {
   StartServer(1);
   const std::string digest = UndisturbedDigest();
   DeleteArtifact("undisturbed");
-  bool killed = false;
+  const auto story = Story();
+  const int evaluation = StepsTo(story, "publishing") - StepsTo(story, "evaluate");
+  KillAt({"evaluate 0", absl::StrCat("evaluate ", evaluation / 2)});
   const std::string name = Create(Request("killed"));
-  const std::vector<v1::JobEvent> events = Watch(name, [&](const v1::JobEvent& event) {
-    if (killed || event.progress().phase() != "evaluate") return;
-    killed = true;
-    KillWorkers();
-  });
-  EXPECT_EQ(Get(name).artifact_digest(), digest) << Get(name).message();
-  EXPECT_EQ(CountBlocks(events), kLayers);
+  const std::vector<v1::JobEvent> events = Watch(name);
+  ExpectPublished(name, digest);
+  EXPECT_EQ(CountKills(events), 2);
+  EXPECT_EQ(BlocksDone(events), EveryBlockOnce(kLayers));
+}
+
+constexpr const char* kMomentsOfPublishing[] = {"publishing", "rename", "renamed", "synced"};
+
+TEST_F(ServiceTest, KilledDuringPublishItIsPublishedByTheService) {
+  StartServer(1);
+  const std::string digest = UndisturbedDigest();
+  DeleteArtifact("undisturbed");
+  for (const std::string moment : kMomentsOfPublishing) {
+    SCOPED_TRACE(moment);
+    KillAt({moment + " 0"});
+    const std::string name = Create(Request(moment));
+    const std::vector<v1::JobEvent> events = Watch(name);
+    ExpectPublished(name, digest);
+    EXPECT_EQ(Get(name).attempts(), 2) << "the worker was killed and the service took over";
+    EXPECT_EQ(BlocksDone(events), EveryBlockOnce(kLayers));
+    DeleteArtifact(moment);
+  }
+}
+
+TEST_F(ServiceTest, KilledDuringPublishNothingIsListedUntilTheNextStartCompletesIt) {
+  recover_ = std::chrono::hours(1);
+  StartServer(1);
+  const std::string digest = UndisturbedDigest();
+  DeleteArtifact("undisturbed");
+  for (const std::string moment : kMomentsOfPublishing) {
+    SCOPED_TRACE(moment);
+    KillAt({moment + " 0"});
+    std::vector<pid_t> before;
+    while ((before = server_->worker_pids()).empty()) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    const std::string name = Create(Request(moment));
+    // Until the worker is dead, or something else went wrong.
+    while (server_->worker_pids() == before && Get(name).state() <= v1::Job::PUBLISHING) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    EXPECT_EQ(Get(name).state(), v1::Job::PUBLISHING);
+    EXPECT_EQ(Get(name).artifact(), "");
+    EXPECT_THAT(ListedArtifacts(), IsEmpty());
+    v1::GetArtifactRequest get;
+    get.set_name("artifacts/" + moment);
+    v1::Artifact artifact;
+    EXPECT_EQ(Call(&Stub::GetArtifact, get, &artifact).error_code(), grpc::StatusCode::NOT_FOUND);
+    EXPECT_FALSE(server_->ResolveArtifact("artifacts/" + moment).ok());
+    StopServer();
+    StartServer(1);
+    ExpectPublished(name, digest);
+    EXPECT_THAT(ListedArtifacts(), ElementsAre("artifacts/" + moment));
+    DeleteArtifact(moment);
+  }
 }
 
 TEST_F(ServiceTest, ARestartOfTheServerLosesNothing) {

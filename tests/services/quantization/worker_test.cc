@@ -118,10 +118,10 @@ class WorkerTest : public ::testing::Test {
     return pid;
   }
   // Runs one attempt in a process of its own; its wait status.
-  int SpawnOnce(int64_t signal_at) const {
+  int SpawnOnce(int64_t kill_at) const {
     int status = 0;
-    ::waitpid(Spawn({"--once", "--name", "child", "--signal-at", absl::StrCat(signal_at)}), &status,
-              0);
+    ::waitpid(Spawn({"--once", "--name", "child", "--at", absl::StrCat("attempt ", kill_at)}),
+              &status, 0);
     return status;
   }
 
@@ -309,7 +309,7 @@ TEST_F(WorkerTest, TwoJobsWithTheSameContentsShareADirectory) {
 
 // ---- interruptions ----
 
-TEST_F(WorkerTest, KilledBeforeEveryOperationTheJobEndsWithTheSameArtifact) {
+TEST_F(WorkerTest, KilledAtEveryStepTheJobEndsWithTheSameArtifact) {
   const std::string reference = Reference();
   int kills = 0;
   for (int64_t at = 0;; ++at) {
@@ -318,7 +318,7 @@ TEST_F(WorkerTest, KilledBeforeEveryOperationTheJobEndsWithTheSameArtifact) {
     const int status = SpawnOnce(at);
     if (WIFEXITED(status)) {
       ASSERT_EQ(WEXITSTATUS(status), 0);
-      break;  // it has no more operations than that
+      break;  // it has no more steps than that
     }
     ASSERT_EQ(WTERMSIG(status), SIGKILL);
     ++kills;
@@ -350,7 +350,7 @@ TEST_F(WorkerTest, AWorkerStoppedPastItsLeaseChangesNothingWhenItWakes) {
   const std::string reference = Reference();
   Create("a");
   // Stops itself somewhere in the second block.
-  const pid_t child = Spawn({"--once", "--name", "sleeper", "--signal-at", "10", "--stop"});
+  const pid_t child = Spawn({"--once", "--name", "sleeper", "--at", "block 4", "--stop"});
   int status = 0;
   ASSERT_EQ(::waitpid(child, &status, WUNTRACED), child);
   ASSERT_TRUE(WIFSTOPPED(status));
@@ -443,7 +443,7 @@ TEST_F(SupervisorTest, StoppingHandsTheJobBack) {
 }
 
 TEST_F(SupervisorTest, AJobThatKillsItsWorkersIsGivenUp) {
-  Supervisor supervisor(Options({"--signal-at", "0"}), *jobs_);
+  Supervisor supervisor(Options({"--at", "attempt 0"}), *jobs_);
   Create("a");
   ASSERT_TRUE(WaitFor([&] { return Get("a").state == JobState::kFailed; }));
   EXPECT_EQ(Get("a").reason, JobReason::kAttemptsExhausted);
