@@ -15,6 +15,7 @@ FORBIDDEN = {
     "kernels/cpu": r"kernels/cuda/|cuda|cublas",
     "kernels/cuda": r"kernels/cpu/",
     "engine": rf"(services|loadtest)/|kernels/(cpu|cuda)/|prometheus/|cuda|cublas|{GRPC}",
+    "engine/base": r"engine/(?!base/)|kernels/",
     "engine/tokenizer": r"engine/(artifact|model|eval|quant|serve)/|kernels/",
     "engine/artifact": r"engine/(model|eval|quant|serve)/",
     "engine/model": r"engine/(eval|quant|serve)/",

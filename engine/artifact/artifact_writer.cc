@@ -7,13 +7,14 @@
 #include <unordered_map>
 #include <utility>
 
-#include "engine/artifact/cat.h"
 #include "engine/artifact/checkpoint.h"
 #include "engine/artifact/gguf_model.h"
 #include "engine/artifact/gguf_tokenizer.h"
 #include "engine/artifact/mapped_file.h"
 #include "engine/artifact/quantization_config.h"
 #include "engine/artifact/source_files.h"
+#include "engine/base/cat.h"
+#include "engine/base/status.h"
 
 namespace nibble {
 namespace {
@@ -244,7 +245,7 @@ absl::Status ArtifactWriter::WriteTokenizer(const std::string& gguf_path) {
   if (!vocab.ok()) return vocab.status();
   absl::StatusOr<std::map<std::string, std::string>> files = TokenizerFiles(*vocab);
   if (!files.ok()) {
-    return absl::Status(files.status().code(), Cat(gguf_path, ": ", files.status().message()));
+    return Within(gguf_path, files.status());
   }
   for (const auto& [name, text] : *files) {
     absl::Status status = Keep(WriteWholeFile(fs_, Cat(directory_, "/", name), text));

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/artifact/checkpoint.h"
 
-#include "engine/artifact/cat.h"
 #include "engine/artifact/gguf_checkpoint.h"
 #include "engine/artifact/hf_checkpoint.h"
 #include "engine/artifact/source_files.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 

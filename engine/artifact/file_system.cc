@@ -12,8 +12,8 @@
 #include <cerrno>
 #include <utility>
 
-#include "engine/artifact/cat.h"
 #include "engine/artifact/posix_status.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 namespace {

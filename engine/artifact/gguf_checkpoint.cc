@@ -8,10 +8,11 @@
 #include <utility>
 #include <vector>
 
-#include "engine/artifact/cat.h"
 #include "engine/artifact/gguf.h"
 #include "engine/artifact/gguf_model.h"
 #include "engine/artifact/mapped_file.h"
+#include "engine/base/cat.h"
+#include "engine/base/status.h"
 #include "kernels/codec.h"
 
 namespace nibble {
@@ -138,9 +139,7 @@ class GgufCheckpoint final : public Checkpoint {
     int64_t heads = 0;  // whose rows are permuted; 0: none are
   };
 
-  absl::Status InFile(const absl::Status& status) const {
-    return absl::Status(status.code(), Cat(path_, ": ", status.message()));
-  }
+  absl::Status InFile(const absl::Status& status) const { return Within(path_, status); }
 
   absl::Status Add(const std::string& name, const GgufTensor& tensor) {
     if (tensor.shape.empty() || tensor.shape.size() > 2) {

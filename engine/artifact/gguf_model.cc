@@ -6,9 +6,10 @@
 #include <cstring>
 #include <utility>
 
-#include "engine/artifact/cat.h"
 #include "engine/artifact/json_file.h"
 #include "engine/artifact/mapped_file.h"
+#include "engine/base/cat.h"
+#include "engine/base/status.h"
 
 namespace nibble {
 namespace {
@@ -326,7 +327,7 @@ absl::StatusOr<GgufVocab> ReadGgufVocab(const std::string& path) {
   if (!file.ok()) return file.status();
   absl::StatusOr<GgufVocab> vocab = GgufVocabulary(*file);
   if (!vocab.ok()) {
-    return absl::Status(vocab.status().code(), Cat(path, ": ", vocab.status().message()));
+    return Within(path, vocab.status());
   }
   return vocab;
 }

@@ -9,11 +9,12 @@
 #include <utility>
 #include <vector>
 
-#include "engine/artifact/cat.h"
 #include "engine/artifact/json_file.h"
 #include "engine/artifact/mapped_file.h"
 #include "engine/artifact/quantization_config.h"
 #include "engine/artifact/safetensors.h"
+#include "engine/base/cat.h"
+#include "engine/base/status.h"
 #include "kernels/codec.h"
 
 namespace nibble {
@@ -195,8 +196,7 @@ class HfCheckpoint final : public Checkpoint {
     if (section != config_.end() && !section->is_null()) {
       absl::StatusOr<QuantizationConfig> parsed = QuantizationConfig::Parse(*section);
       if (!parsed.ok()) {
-        return absl::Status(parsed.status().code(),
-                            Cat(path_, "/config.json: ", parsed.status().message()));
+        return Within(Cat(path_, "/config.json"), parsed.status());
       }
       quantization = *std::move(parsed);
     }

@@ -3,8 +3,8 @@
 
 #include <utility>
 
-#include "engine/artifact/cat.h"
 #include "engine/artifact/mapped_file.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 

@@ -5,10 +5,10 @@
 #include <set>
 #include <utility>
 
-#include "engine/artifact/cat.h"
 #include "engine/artifact/file_system.h"
 #include "engine/artifact/json_file.h"
 #include "engine/artifact/mapped_file.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 namespace {

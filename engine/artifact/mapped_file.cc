@@ -10,8 +10,8 @@
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
-#include "engine/artifact/cat.h"
 #include "engine/artifact/posix_status.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 namespace {

@@ -5,7 +5,7 @@
 #include <string>
 #include <system_error>
 
-#include "engine/artifact/cat.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 namespace {

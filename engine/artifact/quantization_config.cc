@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <utility>
 
-#include "engine/artifact/cat.h"
 #include "engine/artifact/json_file.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 namespace {

@@ -9,8 +9,8 @@
 #include <unordered_set>
 #include <utility>
 
-#include "engine/artifact/cat.h"
 #include "engine/artifact/json_file.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 namespace {

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "engine/artifact/cat.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 namespace {

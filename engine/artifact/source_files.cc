@@ -5,9 +5,9 @@
 #include <filesystem>
 #include <utility>
 
-#include "engine/artifact/cat.h"
 #include "engine/artifact/hf_checkpoint.h"
 #include "engine/artifact/sha256.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 namespace {

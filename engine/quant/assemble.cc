@@ -4,8 +4,8 @@
 #include <utility>
 #include <vector>
 
-#include "engine/artifact/cat.h"
 #include "engine/artifact/manifest.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 namespace {

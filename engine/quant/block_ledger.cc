@@ -5,10 +5,10 @@
 #include <cstdio>
 #include <filesystem>
 
-#include "engine/artifact/cat.h"
 #include "engine/artifact/mapped_file.h"
 #include "engine/artifact/safetensors_writer.h"
 #include "engine/artifact/sha256.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 namespace {

@@ -7,7 +7,8 @@
 #include <optional>
 #include <utility>
 
-#include "engine/artifact/cat.h"
+#include "engine/base/cat.h"
+#include "engine/base/status.h"
 #include "engine/quant/fold.h"
 #include "engine/quant/overlay_source.h"
 #include "kernels/codec.h"
@@ -99,7 +100,7 @@ absl::StatusOr<RoundedModule> RoundModule(const std::string& module, Rounder rou
           ? Find(rounder).round(problem)
           : absl::StatusOr<QuantizedWeight>(QuantizedWeight::FromFloat(*problem.scheme, weight));
   if (!rounded.ok()) {
-    return absl::Status(rounded.status().code(), Cat(module, ": ", rounded.status().message()));
+    return Within(module, rounded.status());
   }
   RoundedModule result{*std::move(rounded),
                        ModuleError{module, std::string(problem.scheme->name), 0, false}};

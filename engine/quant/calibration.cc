@@ -5,7 +5,7 @@
 #include <cmath>
 #include <span>
 
-#include "engine/artifact/cat.h"
+#include "engine/base/cat.h"
 #include "kernels/codec.h"
 
 namespace nibble {

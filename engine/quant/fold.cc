@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "engine/artifact/cat.h"
+#include "engine/base/cat.h"
 #include "engine/quant/block_quantizer.h"
 #include "kernels/check.h"
 #include "kernels/codec.h"

@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
-#include "engine/artifact/cat.h"
+#include "engine/base/cat.h"
 #include "engine/quant/pipeline.h"
 
 namespace nibble {

@@ -6,7 +6,7 @@
 #include <string>
 #include <utility>
 
-#include "engine/artifact/cat.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 namespace {

@@ -13,11 +13,11 @@
 #include <optional>
 #include <utility>
 
-#include "engine/artifact/cat.h"
 #include "engine/artifact/checkpoint.h"
 #include "engine/artifact/gguf_model.h"
 #include "engine/artifact/sha256.h"
 #include "engine/artifact/source_files.h"
+#include "engine/base/cat.h"
 #include "engine/eval/documents.h"
 #include "engine/eval/evaluate.h"
 #include "engine/model/config.h"

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdio>
 
-#include "engine/artifact/cat.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 namespace {

@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "engine/base/cat.h"
 #include "engine/tokenizer/template_interpreter.h"
 #include "engine/tokenizer/template_parser.h"
-#include "engine/tokenizer/text.h"
 
 namespace nibble {
 
@@ -23,11 +23,11 @@ absl::StatusOr<ChatTemplate> ChatTemplate::Parse(std::string_view source) {
 absl::StatusOr<std::string> ChatTemplate::Render(const ChatInput& input) const {
   if (!input.messages.is_array()) {
     return absl::InvalidArgumentError(
-        Message("messages: ", input.messages.type_name(), ", expected an array"));
+        Cat("messages: ", input.messages.type_name(), ", expected an array"));
   }
   if (!input.extra.is_object()) {
     return absl::InvalidArgumentError(
-        Message("template variables: ", input.extra.type_name(), ", expected an object"));
+        Cat("template variables: ", input.extra.type_name(), ", expected an object"));
   }
   nlohmann::ordered_json variables = {
       {"messages", input.messages},
@@ -46,8 +46,8 @@ absl::StatusOr<std::string> ChatTemplate::RenderVariables(const nlohmann::ordere
   for (const auto& [name, json] : variables.items()) {
     jinja::Value value;
     if (!jinja::FromJson(json, 0, &value)) {
-      return absl::InvalidArgumentError(Message("template variable '", name.substr(0, 64),
-                                                "': nested deeper than ", jinja::kMaxValueDepth));
+      return absl::InvalidArgumentError(Cat("template variable '", name.substr(0, 64),
+                                            "': nested deeper than ", jinja::kMaxValueDepth));
     }
     converted.emplace_back(name, std::move(value));
   }

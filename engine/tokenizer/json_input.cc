@@ -2,7 +2,7 @@
 #include "engine/tokenizer/json_input.h"
 
 #include "absl/status/status.h"
-#include "engine/tokenizer/text.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 namespace {
@@ -36,7 +36,7 @@ int Depth(std::string_view text) {
 
 absl::Status WrongType(const char* key, const char* wanted, const nlohmann::json& value) {
   return absl::InvalidArgumentError(
-      Message("field '", key, "' is ", value.type_name(), ", expected ", wanted));
+      Cat("field '", key, "' is ", value.type_name(), ", expected ", wanted));
 }
 
 }  // namespace
@@ -44,15 +44,15 @@ absl::Status WrongType(const char* key, const char* wanted, const nlohmann::json
 absl::StatusOr<nlohmann::json> ParseUntrustedJson(std::string_view text, std::string_view what) {
   if (text.size() > kMaxBytes) {
     return absl::InvalidArgumentError(
-        Message(what, ": ", text.size(), " bytes, at most ", kMaxBytes, " are read"));
+        Cat(what, ": ", text.size(), " bytes, at most ", kMaxBytes, " are read"));
   }
   if (const int depth = Depth(text); depth > kMaxDepth) {
     return absl::InvalidArgumentError(
-        Message(what, ": nested ", depth, " deep, at most ", kMaxDepth, " are read"));
+        Cat(what, ": nested ", depth, " deep, at most ", kMaxDepth, " are read"));
   }
   nlohmann::json document = nlohmann::json::parse(text.begin(), text.end(), nullptr, false);
   if (document.is_discarded()) {
-    return absl::InvalidArgumentError(Message(what, ": not well-formed JSON"));
+    return absl::InvalidArgumentError(Cat(what, ": not well-formed JSON"));
   }
   return document;
 }

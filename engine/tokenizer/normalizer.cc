@@ -10,8 +10,8 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "engine/base/cat.h"
 #include "engine/tokenizer/json_input.h"
-#include "engine/tokenizer/text.h"
 #include "engine/tokenizer/utf8.h"
 
 namespace nibble {
@@ -108,7 +108,7 @@ absl::Status Normalizer::AddSteps(const nlohmann::json& description, int depth,
   if (!type.ok()) return type.status();
   if (depth > kMaxDepth || steps->size() >= kMaxSteps) {
     return absl::InvalidArgumentError(
-        Message("normalizer: more than ", kMaxDepth, " levels or ", kMaxSteps, " steps"));
+        Cat("normalizer: more than ", kMaxDepth, " levels or ", kMaxSteps, " steps"));
   }
   if (*type == "Sequence") {
     const nlohmann::json* members = FindMember(description, "normalizers");
@@ -127,9 +127,9 @@ absl::Status Normalizer::AddSteps(const nlohmann::json& description, int depth,
     absl::StatusOr<std::string> content = StringMember(description, field, "");
     if (!content.ok()) return content.status();
     if (content->size() > kMaxContentBytes) {
-      return absl::InvalidArgumentError(Message("normalizer ", *type, ": '", field, "' has ",
-                                                content->size(), " bytes, at most ",
-                                                kMaxContentBytes, " are allowed"));
+      return absl::InvalidArgumentError(Cat("normalizer ", *type, ": '", field, "' has ",
+                                            content->size(), " bytes, at most ", kMaxContentBytes,
+                                            " are allowed"));
     }
     step.content = *std::move(content);
     step.kind = *type == "Prepend" ? Kind::kPrepend : Kind::kReplace;
@@ -156,9 +156,9 @@ absl::Status Normalizer::AddSteps(const nlohmann::json& description, int depth,
     step.kind = Kind::kNfkd;
   } else {
     return absl::InvalidArgumentError(
-        Message("normalizer type '", *type,
-                "' is not supported; supported are Sequence, Prepend, Replace, Strip, NFC, "
-                "NFD, NFKC, NFKD"));
+        Cat("normalizer type '", *type,
+            "' is not supported; supported are Sequence, Prepend, Replace, Strip, NFC, "
+            "NFD, NFKC, NFKD"));
   }
   steps->push_back(std::move(step));
   return absl::OkStatus();

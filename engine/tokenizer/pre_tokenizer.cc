@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "engine/base/cat.h"
 #include "engine/tokenizer/json_input.h"
 #include "engine/tokenizer/normalizer.h"
 #include "engine/tokenizer/text.h"
@@ -46,7 +47,7 @@ absl::Status PreTokenizer::AddSteps(const nlohmann::json& description, int depth
   if (!type.ok()) return type.status();
   if (depth > kMaxDepth || steps_.size() >= kMaxSteps) {
     return absl::InvalidArgumentError(
-        Message("pre_tokenizer: more than ", kMaxDepth, " levels or ", kMaxSteps, " steps"));
+        Cat("pre_tokenizer: more than ", kMaxDepth, " levels or ", kMaxSteps, " steps"));
   }
   if (*type == "Sequence") {
     const nlohmann::json* members = FindMember(description, "pretokenizers");
@@ -60,8 +61,8 @@ absl::Status PreTokenizer::AddSteps(const nlohmann::json& description, int depth
   }
   if (byte_level_) {
     return absl::InvalidArgumentError(
-        Message("pre_tokenizer '", *type,
-                "' comes after ByteLevel; only ByteLevel as the last one is supported"));
+        Cat("pre_tokenizer '", *type,
+            "' comes after ByteLevel; only ByteLevel as the last one is supported"));
   }
   if (*type == "Split") return AddSplit(description);
   if (*type == "ByteLevel") return AddByteLevel(description);
@@ -77,9 +78,9 @@ absl::Status PreTokenizer::AddSteps(const nlohmann::json& description, int depth
     return AddExpression(R"([!-/:-@\[-`{-~\p{P}])", *behavior);
   }
   return absl::InvalidArgumentError(
-      Message("pre_tokenizer type '", *type,
-              "' is not supported; supported are Sequence, Split, ByteLevel, Metaspace, "
-              "Digits, Punctuation"));
+      Cat("pre_tokenizer type '", *type,
+          "' is not supported; supported are Sequence, Split, ByteLevel, Metaspace, "
+          "Digits, Punctuation"));
 }
 
 absl::Status PreTokenizer::AddExpression(std::string_view expression, Behavior behavior) {
@@ -103,9 +104,9 @@ absl::StatusOr<PreTokenizer::Behavior> PreTokenizer::BehaviorFromJson(
   if (*name == "MergedWithNext") return Behavior::kMergedWithNext;
   if (*name == "Contiguous") return Behavior::kContiguous;
   return absl::InvalidArgumentError(
-      Message("pre_tokenizer: behavior '", *name,
-              "' is not one of Removed, Isolated, MergedWithPrevious, MergedWithNext, "
-              "Contiguous"));
+      Cat("pre_tokenizer: behavior '", *name,
+          "' is not one of Removed, Isolated, MergedWithPrevious, MergedWithNext, "
+          "Contiguous"));
 }
 
 absl::Status PreTokenizer::AddSplit(const nlohmann::json& description) {
@@ -168,8 +169,8 @@ absl::Status PreTokenizer::AddMetaspace(const nlohmann::json& description) {
   } else if (*scheme == "never") {
     step.prepend = Prepend::kNever;
   } else {
-    return absl::InvalidArgumentError(Message("pre_tokenizer Metaspace: prepend_scheme '", *scheme,
-                                              "' is not always, first or never"));
+    return absl::InvalidArgumentError(Cat("pre_tokenizer Metaspace: prepend_scheme '", *scheme,
+                                          "' is not always, first or never"));
   }
   steps_.push_back(std::move(step));
   return absl::OkStatus();
@@ -245,7 +246,7 @@ void PreTokenizer::Split(std::string_view text, bool at_start, std::deque<std::s
           if (word[0] == ' ') {
             next.push_back(word);
           } else {
-            next.push_back(arena->emplace_back(Message(" ", word)));
+            next.push_back(arena->emplace_back(Cat(" ", word)));
           }
           break;
         case Kind::kMetaspace: {

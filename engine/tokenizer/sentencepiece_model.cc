@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "engine/tokenizer/text.h"
+#include "engine/base/cat.h"
 #include "engine/tokenizer/utf8.h"
 
 namespace nibble {
@@ -81,12 +81,11 @@ class WireReader {
 };
 
 absl::Status Malformed(std::string_view where) {
-  return absl::InvalidArgumentError(
-      Message("tokenizer.model: ", where, " is cut off or malformed"));
+  return absl::InvalidArgumentError(Cat("tokenizer.model: ", where, " is cut off or malformed"));
 }
 
 absl::Status ParsePiece(std::string_view bytes, size_t index, SentencePieceModel::Piece* piece) {
-  const std::string where = Message("piece ", index);
+  const std::string where = Cat("piece ", index);
   WireReader reader(bytes);
   uint64_t type = 1;
   while (!reader.AtEnd()) {
@@ -102,17 +101,17 @@ absl::Status ParsePiece(std::string_view bytes, size_t index, SentencePieceModel
     }
   }
   if (piece->text.empty() || piece->text.size() > kMaxPieceBytes || !IsValidUtf8(piece->text)) {
-    return absl::InvalidArgumentError(Message("tokenizer.model: the text of ", where, " has ",
-                                              piece->text.size(), " bytes; it must be 1 to ",
-                                              kMaxPieceBytes, " bytes of well-formed UTF-8"));
+    return absl::InvalidArgumentError(Cat("tokenizer.model: the text of ", where, " has ",
+                                          piece->text.size(), " bytes; it must be 1 to ",
+                                          kMaxPieceBytes, " bytes of well-formed UTF-8"));
   }
   if (!std::isfinite(piece->score)) {
     return absl::InvalidArgumentError(
-        Message("tokenizer.model: the score of ", where, " is not a finite number"));
+        Cat("tokenizer.model: the score of ", where, " is not a finite number"));
   }
   if (type < 1 || type > 6) {
     return absl::InvalidArgumentError(
-        Message("tokenizer.model: the type of ", where, " is ", type, ", allowed are 1 to 6"));
+        Cat("tokenizer.model: the type of ", where, " is ", type, ", allowed are 1 to 6"));
   }
   piece->type = static_cast<SentencePieceModel::PieceType>(type);
   return absl::OkStatus();
@@ -127,8 +126,8 @@ absl::Status ParseTrainer(std::string_view bytes, SentencePieceModel* model) {
     switch (field.number) {
       case 3:
         if (field.value < 1 || field.value > 4) {
-          return absl::InvalidArgumentError(Message("tokenizer.model: trainer_spec.model_type is ",
-                                                    field.value, ", allowed are 1 to 4"));
+          return absl::InvalidArgumentError(Cat("tokenizer.model: trainer_spec.model_type is ",
+                                                field.value, ", allowed are 1 to 4"));
         }
         model->model_type = static_cast<SentencePieceModel::ModelType>(field.value);
         break;
@@ -185,7 +184,7 @@ absl::StatusOr<SentencePieceModel> ParseSentencePieceModel(std::string_view byte
     if (field.number == 1) {
       if (model.pieces.size() == kMaxPieces) {
         return absl::InvalidArgumentError(
-            Message("tokenizer.model: more than ", kMaxPieces, " pieces"));
+            Cat("tokenizer.model: more than ", kMaxPieces, " pieces"));
       }
       SentencePieceModel::Piece piece;
       status = ParsePiece(field.bytes, model.pieces.size(), &piece);

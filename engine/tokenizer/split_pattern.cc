@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "engine/tokenizer/text.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 namespace {
@@ -25,8 +25,8 @@ constexpr std::string_view kSpaceSet =
 constexpr std::string_view kWordSet = "\\p{L}\\p{M}\\p{Nd}\\p{Pc}";
 
 absl::Status Unsupported(std::string_view expression, std::string_view construct) {
-  return absl::InvalidArgumentError(Message("regular expression \"", expression, "\" uses ",
-                                            construct, ", which is not supported"));
+  return absl::InvalidArgumentError(
+      Cat("regular expression \"", expression, "\" uses ", construct, ", which is not supported"));
 }
 
 // The escapes that mean the same in both dialects.
@@ -48,7 +48,7 @@ absl::Status TranslateEscape(std::string_view expression, char c, bool in_set, s
   if (c == 's' || c == 'S' || c == 'w' || c == 'W') {
     const std::string_view set = (c == 's' || c == 'S') ? kSpaceSet : kWordSet;
     if (!in_set) {
-      out->append(Message(negated ? "[^" : "[", set, "]"));
+      out->append(Cat(negated ? "[^" : "[", set, "]"));
     } else if (!negated) {
       out->append(set);
     } else if (c == 'S') {
@@ -58,7 +58,7 @@ absl::Status TranslateEscape(std::string_view expression, char c, bool in_set, s
     }
     return absl::OkStatus();
   }
-  if (!IsSharedEscape(c)) return Unsupported(expression, Message("\\", std::string(1, c)));
+  if (!IsSharedEscape(c)) return Unsupported(expression, Cat("\\", std::string(1, c)));
   out->push_back('\\');
   out->push_back(c);
   return absl::OkStatus();
@@ -94,7 +94,7 @@ absl::StatusOr<std::string> Translate(std::string_view expression) {
       }
     } else if (c == '(' && i + 1 < expression.size() && expression[i + 1] == '?' &&
                !IsSharedGroup(expression.substr(i))) {
-      return Unsupported(expression, Message("the group ", expression.substr(i, 4)));
+      return Unsupported(expression, Cat("the group ", expression.substr(i, 4)));
     } else if (c == '(' && i + 1 < expression.size() && expression[i + 1] == '*') {
       return Unsupported(expression, "a (*VERB)");
     }
@@ -119,8 +119,8 @@ struct SplitPattern::Compiled {
 
 absl::StatusOr<SplitPattern> SplitPattern::Regex(std::string_view expression) {
   if (expression.empty() || expression.size() > kMaxExpressionBytes) {
-    return absl::InvalidArgumentError(Message("regular expression of ", expression.size(),
-                                              " bytes, allowed are 1 to ", kMaxExpressionBytes));
+    return absl::InvalidArgumentError(Cat("regular expression of ", expression.size(),
+                                          " bytes, allowed are 1 to ", kMaxExpressionBytes));
   }
   absl::StatusOr<std::string> translated = Translate(expression);
   if (!translated.ok()) return translated.status();
@@ -137,7 +137,7 @@ absl::StatusOr<SplitPattern> SplitPattern::Regex(std::string_view expression) {
     PCRE2_UCHAR message[256] = {};
     pcre2_get_error_message(error, message, sizeof(message));
     return absl::InvalidArgumentError(
-        Message("regular expression \"", expression, "\": ", reinterpret_cast<char*>(message)));
+        Cat("regular expression \"", expression, "\": ", reinterpret_cast<char*>(message)));
   }
   // Without JIT support the interpreter gives the same answers.
   pcre2_jit_compile(compiled->code, PCRE2_JIT_COMPLETE);

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "engine/tokenizer/text.h"
+#include "engine/base/cat.h"
 
 namespace nibble::jinja {
 namespace {
@@ -30,7 +30,7 @@ Value LoopMember(const Loop& loop, std::string_view name) {
 
 void Context::Fail(std::string_view problem) {
   if (status_.ok()) {
-    status_ = absl::InvalidArgumentError(Message("chat template line ", line_, ": ", problem));
+    status_ = absl::InvalidArgumentError(Cat("chat template line ", line_, ": ", problem));
   }
 }
 
@@ -38,7 +38,7 @@ bool Context::Charge(uint64_t steps) {
   steps_ += std::min(steps, kMaxSteps + 1);
   if (steps_ > kMaxSteps && status_.ok()) {
     status_ = absl::ResourceExhaustedError(
-        Message("chat template line ", line_, ": rendering takes more than ", kMaxSteps, " steps"));
+        Cat("chat template line ", line_, ": rendering takes more than ", kMaxSteps, " steps"));
   }
   return !failed();
 }
@@ -46,15 +46,15 @@ bool Context::Charge(uint64_t steps) {
 bool Context::ChargeBytes(uint64_t bytes) {
   bytes_ += std::min(bytes, kMaxBytes + 1);
   if (bytes_ > kMaxBytes && status_.ok()) {
-    status_ = absl::ResourceExhaustedError(Message("chat template line ", line_,
-                                                   ": rendering builds more than ", kMaxBytes,
-                                                   " bytes of values"));
+    status_ = absl::ResourceExhaustedError(Cat("chat template line ", line_,
+                                               ": rendering builds more than ", kMaxBytes,
+                                               " bytes of values"));
   }
   return Charge(bytes / 16);
 }
 
 Value Context::Checked(Value value) {
-  if (value.Depth() > kMaxValueDepth) Fail(Message("a value nests deeper than ", kMaxValueDepth));
+  if (value.Depth() > kMaxValueDepth) Fail(Cat("a value nests deeper than ", kMaxValueDepth));
   if (value.Weight() >= kMaxValueWeight) Fail("a value has too many members");
   return failed() ? Value() : value;
 }
@@ -102,7 +102,7 @@ std::vector<Value> Context::Iterate(const Value& value) {
     if (!ChargeBytes(text->size() * 4 * sizeof(Value))) return items;
     for (const std::string_view c : Characters(*text)) items.push_back(Value::Of(c));
   } else if (!value.IsUndefined()) {
-    Fail(Message("a value of type ", value.TypeName(), " cannot be iterated over"));
+    Fail(Cat("a value of type ", value.TypeName(), " cannot be iterated over"));
   }
   return items;
 }
@@ -110,7 +110,7 @@ std::vector<Value> Context::Iterate(const Value& value) {
 int64_t Context::Integer(const Value& value, std::string_view what) {
   int64_t number = 0;
   if (!value.AsInt(&number)) {
-    Fail(Message(what, " must be an integer, not ", value.TypeName()));
+    Fail(Cat(what, " must be an integer, not ", value.TypeName()));
   }
   return number;
 }
@@ -123,7 +123,7 @@ bool Context::Less(const Value& a, const Value& b) {
   bool less = false;
   if (!Charge(std::min(a.Weight(), b.Weight()))) return false;
   if (!LessThan(a, b, &less)) {
-    Fail(Message("values of type ", a.TypeName(), " and ", b.TypeName(), " have no order"));
+    Fail(Cat("values of type ", a.TypeName(), " and ", b.TypeName(), " have no order"));
   }
   return less;
 }
@@ -132,7 +132,7 @@ bool Context::Contains(const Value& container, const Value& member) {
   if (const std::string* text = container.AsString()) {
     const std::string* part = member.AsString();
     if (part == nullptr) {
-      Fail(Message("'in' a string needs a string, not ", member.TypeName()));
+      Fail(Cat("'in' a string needs a string, not ", member.TypeName()));
       return false;
     }
     return Charge(text->size() / 16 + 1) && text->find(*part) != std::string::npos;
@@ -146,14 +146,14 @@ bool Context::Contains(const Value& container, const Value& member) {
                        [&](const Value& item) { return !failed() && Equal(item, member); });
   }
   if (!container.IsUndefined()) {
-    Fail(Message("'in' needs a string, list or dictionary, not ", container.TypeName()));
+    Fail(Cat("'in' needs a string, list or dictionary, not ", container.TypeName()));
   }
   return false;
 }
 
 Value Context::Item(const Value& value, const Value& key) {
   if (const Undefined* undefined = value.As<Undefined>()) {
-    Fail(Message("'", undefined->name, "' is undefined"));
+    Fail(Cat("'", undefined->name, "' is undefined"));
     return Value();
   }
   if (const std::string* name = key.AsString()) return Member(value, *name);
@@ -178,7 +178,7 @@ Value Context::Item(const Value& value, const Value& key) {
 
 Value Context::Member(const Value& value, std::string_view name) {
   if (const Undefined* undefined = value.As<Undefined>()) {
-    Fail(Message("'", undefined->name, "' is undefined"));
+    Fail(Cat("'", undefined->name, "' is undefined"));
     return Value();
   }
   const Value* found = nullptr;
@@ -194,13 +194,13 @@ Value ApplyOperation(absl::Span<const Operation> table, std::string_view kind,
   const auto* row = std::find_if(table.begin(), table.end(),
                                  [name](const Operation& op) { return op.name == name; });
   if (row == table.end()) {
-    context->Fail(Message(kind, " '", name.substr(0, 40), "' is not supported"));
+    context->Fail(Cat(kind, " '", name.substr(0, 40), "' is not supported"));
     return Value();
   }
   Bound bound = {};
   if (args.args.size() > bound.size() ||
       (!args.args.empty() && row->parameters[args.args.size() - 1].empty())) {
-    context->Fail(Message(kind, " '", name, "' takes fewer than ", args.args.size(), " arguments"));
+    context->Fail(Cat(kind, " '", name, "' takes fewer than ", args.args.size(), " arguments"));
     return Value();
   }
   for (size_t i = 0; i < args.args.size(); ++i) bound[i] = &args.args[i];
@@ -208,8 +208,7 @@ Value ApplyOperation(absl::Span<const Operation> table, std::string_view kind,
     const auto parameter = std::find(row->parameters.begin(), row->parameters.end(), key);
     const auto index = static_cast<size_t>(parameter - row->parameters.begin());
     if (key.empty() || parameter == row->parameters.end() || bound[index] != nullptr) {
-      context->Fail(
-          Message(kind, " '", name, "' takes no argument '", key.substr(0, 40), "' here"));
+      context->Fail(Cat(kind, " '", name, "' takes no argument '", key.substr(0, 40), "' here"));
       return Value();
     }
     bound[index] = &value;

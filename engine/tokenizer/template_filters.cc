@@ -7,8 +7,8 @@
 #include <charconv>
 #include <cmath>
 
+#include "engine/base/cat.h"
 #include "engine/tokenizer/template_context.h"
-#include "engine/tokenizer/text.h"
 #include "engine/tokenizer/utf8.h"
 
 namespace nibble::jinja {
@@ -96,7 +96,7 @@ Value Indent(const Value& v, const Bound& b, Context* c) {
   } else {
     const int64_t width = b[0] == nullptr ? 4 : c->Integer(*b[0], "indent");
     if (width < 0 || width > 1000) {
-      c->Fail(Message("indent is ", width, ", allowed are 0 to 1000"));
+      c->Fail(Cat("indent is ", width, ", allowed are 0 to 1000"));
       return Value();
     }
     indention.assign(static_cast<size_t>(width), ' ');
@@ -122,7 +122,7 @@ Value ToJson(const Value& v, const Bound& b, Context* c) {
   if (b[1] != nullptr && !b[1]->IsNone()) {
     const int64_t indent = c->Integer(*b[1], "indent");
     if (indent < 0 || indent > 64) {
-      c->Fail(Message("tojson: indent is ", indent, ", allowed are 0 to 64"));
+      c->Fail(Cat("tojson: indent is ", indent, ", allowed are 0 to 64"));
       return Value();
     }
     style.indent = static_cast<int>(indent);
@@ -140,7 +140,7 @@ Value ToJson(const Value& v, const Bound& b, Context* c) {
   std::string out;
   if (!c->Charge(v.Weight())) return Value();
   if (!AppendJson(v, style, 0, Context::kMaxBytes, &out)) {
-    c->Fail(Message("a value of type ", v.TypeName(), " (or one inside) has no JSON form"));
+    c->Fail(Cat("a value of type ", v.TypeName(), " (or one inside) has no JSON form"));
     return Value();
   }
   return c->Text(std::move(out));
@@ -182,11 +182,11 @@ Value ToFloat(const Value& v, const Bound& b, Context*) {
 }
 Value Round(const Value& v, const Bound& b, Context* c) {
   double d = 0;
-  if (!v.AsNumber(&d)) c->Fail(Message("round needs a number, not ", v.TypeName()));
+  if (!v.AsNumber(&d)) c->Fail(Cat("round needs a number, not ", v.TypeName()));
   const int64_t precision = b[0] == nullptr ? 0 : c->Integer(*b[0], "precision");
   const std::string method = TextOr(b[1], "common", c);
   if (precision < 0 || precision > 15) {
-    c->Fail(Message("round: precision is ", precision, ", allowed are 0 to 15"));
+    c->Fail(Cat("round: precision is ", precision, ", allowed are 0 to 15"));
     return Value();
   }
   const double scale = std::pow(10.0, static_cast<double>(precision));
@@ -206,7 +206,7 @@ Value Length(const Value& v, const Bound&, Context* c) {
   }
   if (v.AsList() != nullptr) return Value::Of(v.AsList()->items.size());
   if (v.AsDict() != nullptr) return Value::Of(v.AsDict()->entries.size());
-  if (!v.IsUndefined()) c->Fail(Message("a value of type ", v.TypeName(), " has no length"));
+  if (!v.IsUndefined()) c->Fail(Cat("a value of type ", v.TypeName(), " has no length"));
   return Value::Of(int64_t{0});
 }
 Value First(const Value& v, const Bound&, Context* c) {
@@ -226,7 +226,7 @@ Value Items(const Value& v, const Bound&, Context* c) {
       if (c->failed()) break;
     }
   } else if (!v.IsUndefined()) {
-    c->Fail(Message("items needs a dictionary, not ", v.TypeName()));
+    c->Fail(Cat("items needs a dictionary, not ", v.TypeName()));
   }
   return c->Items(std::move(pairs));
 }
@@ -345,7 +345,7 @@ Value Sum(const Value& v, const Bound& b, Context* c) {
     const Value value = Attribute(item, b[0], c);
     int64_t i = 0;
     double d = 0;
-    if (!value.AsNumber(&d)) c->Fail(Message("sum needs numbers, not ", value.TypeName()));
+    if (!value.AsNumber(&d)) c->Fail(Cat("sum needs numbers, not ", value.TypeName()));
     is_whole = is_whole && value.AsInt(&i) && !__builtin_add_overflow(whole, i, &whole);
     real += d;
   }

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <ctime>
 
+#include "engine/base/cat.h"
 #include "engine/tokenizer/template_context.h"
 #include "engine/tokenizer/text.h"
 
@@ -63,7 +64,7 @@ class Interpreter {
     }
     const std::vector<Value> items = context_.Iterate(value);
     if (items.size() != names.size()) {
-      context_.Fail(Message(items.size(), " values for ", names.size(), " names"));
+      context_.Fail(Cat(items.size(), " values for ", names.size(), " names"));
       return;
     }
     for (size_t i = 0; i < names.size(); ++i) Assign(names[i], items[i]);
@@ -73,7 +74,7 @@ class Interpreter {
 
   bool Deeper() {
     if (depth_ < kMaxDepth) return true;
-    context_.Fail(Message("evaluation is nested more than ", kMaxDepth, " deep"));
+    context_.Fail(Cat("evaluation is nested more than ", kMaxDepth, " deep"));
     return false;
   }
 
@@ -160,7 +161,7 @@ class Interpreter {
     const Value target = Lookup(stmt.names[0]);
     Namespace* space = target.AsNamespace();
     if (space == nullptr) {
-      context_.Fail(Message("'", stmt.names[0], "' is no namespace, so its members cannot be set"));
+      context_.Fail(Cat("'", stmt.names[0], "' is no namespace, so its members cannot be set"));
     } else if (value.AsNamespace() != nullptr) {
       context_.Fail("a namespace cannot hold a namespace");
     } else if (context_.Charge(space->entries.size())) {
@@ -220,7 +221,7 @@ class Interpreter {
   Value CallMacro(const MacroNode& macro, const CallArgs& call) {
     const size_t count = macro.parameters.size();
     if (call.args.size() > count) {
-      context_.Fail(Message("macro '", macro.name, "' takes at most ", count, " arguments"));
+      context_.Fail(Cat("macro '", macro.name, "' takes at most ", count, " arguments"));
       return Value();
     }
     Scope scope;
@@ -228,7 +229,7 @@ class Interpreter {
     for (const auto& [name, value] : call.named) {
       const auto known = std::find(macro.parameters.begin(), macro.parameters.end(), name);
       if (known == macro.parameters.end() || !scope.try_emplace(name, value).second) {
-        context_.Fail(Message("macro '", macro.name, "' takes no argument '", name, "' here"));
+        context_.Fail(Cat("macro '", macro.name, "' takes no argument '", name, "' here"));
         return Value();
       }
     }
@@ -347,7 +348,7 @@ class Interpreter {
       const Value key = Evaluate(*expr.args[i]);
       if (context_.failed()) return Value();
       if (key.AsString() == nullptr) {
-        context_.Fail(Message("a dictionary's key must be a string, not ", key.TypeName()));
+        context_.Fail(Cat("a dictionary's key must be a string, not ", key.TypeName()));
         return Value();
       }
       entries.emplace_back(*key.AsString(), Evaluate(*expr.args[i + 1]));
@@ -365,9 +366,9 @@ class Interpreter {
       if (!part.IsNone()) parts[i] = context_.Integer(part, "a slice's position");
     }
     if (const Undefined* undefined = container.As<Undefined>()) {
-      context_.Fail(Message("'", undefined->name, "' is undefined"));
+      context_.Fail(Cat("'", undefined->name, "' is undefined"));
     } else if (container.AsList() == nullptr && container.AsString() == nullptr) {
-      context_.Fail(Message("a value of type ", container.TypeName(), " cannot be sliced"));
+      context_.Fail(Cat("a value of type ", container.TypeName(), " cannot be sliced"));
     }
     const int64_t step = parts[2].value_or(1);
     if (step == 0) context_.Fail("a slice's step is 0");
@@ -437,7 +438,7 @@ class Interpreter {
     const std::string& op = expr.text;
     for (const Value* operand : {&a, &b}) {
       if (const Undefined* undefined = operand->As<Undefined>()) {
-        context_.Fail(Message("'", undefined->name, "' is undefined"));
+        context_.Fail(Cat("'", undefined->name, "' is undefined"));
         return Value();
       }
     }
@@ -457,8 +458,7 @@ class Interpreter {
     }
     if (op == "*" && b.AsInt(&ib)) return Repeat(a, ib);
     if (op == "*" && a.AsInt(&ia)) return Repeat(b, ia);
-    context_.Fail(
-        Message("'", op, "' is not supported between ", a.TypeName(), " and ", b.TypeName()));
+    context_.Fail(Cat("'", op, "' is not supported between ", a.TypeName(), " and ", b.TypeName()));
     return Value();
   }
 
@@ -468,7 +468,7 @@ class Interpreter {
                           : value.AsList() != nullptr ? value.AsList()->items.size()
                                                       : 0;
     if (value.AsString() == nullptr && value.AsList() == nullptr) {
-      context_.Fail(Message("a value of type ", value.TypeName(), " cannot be repeated"));
+      context_.Fail(Cat("a value of type ", value.TypeName(), " cannot be repeated"));
       return Value();
     }
     if (size > 0 && times > Context::kMaxBytes / size) {
@@ -544,7 +544,7 @@ class Interpreter {
     if (callee.kind == ExprKind::kMember) {
       const Value receiver = Evaluate(*callee.args[0]);
       if (const Undefined* undefined = receiver.As<Undefined>()) {
-        context_.Fail(Message("'", undefined->name, "' is undefined"));
+        context_.Fail(Cat("'", undefined->name, "' is undefined"));
         return Value();
       }
       if (receiver.AsNamespace() == nullptr) {
@@ -562,16 +562,16 @@ class Interpreter {
     if (const auto* macro = function.As<const MacroNode*>()) return CallMacro(**macro, call);
     if (const auto* builtin = function.As<Function>()) return CallFunction(*builtin, call);
     if (const Undefined* undefined = function.As<Undefined>()) {
-      context_.Fail(Message("'", undefined->name, "' is undefined"));
+      context_.Fail(Cat("'", undefined->name, "' is undefined"));
     } else {
-      context_.Fail(Message("a value of type ", function.TypeName(), " cannot be called"));
+      context_.Fail(Cat("a value of type ", function.TypeName(), " cannot be called"));
     }
     return Value();
   }
 
   Value CallLoop(const Loop& loop, const std::string& name, const CallArgs& call) {
     if (name == "cycle" && !call.args.empty()) return call.args[loop.index % call.args.size()];
-    context_.Fail(Message("loop.", name, "() is not supported"));
+    context_.Fail(Cat("loop.", name, "() is not supported"));
     return Value();
   }
 
@@ -601,7 +601,7 @@ class Interpreter {
     std::vector<std::pair<std::string, Value>> members;
     for (const Value& arg : call.args) {
       if (arg.AsDict() == nullptr) {
-        context_.Fail(Message("expected a dictionary, not ", arg.TypeName()));
+        context_.Fail(Cat("expected a dictionary, not ", arg.TypeName()));
         return members;
       }
       const auto& entries = arg.AsDict()->entries;
@@ -633,7 +633,7 @@ class Interpreter {
     int64_t at = start;
     while (step > 0 ? at < stop : at > stop) {
       if (static_cast<int64_t>(items.size()) == kMaxRange) {
-        context_.Fail(Message("range has more than ", kMaxRange, " members"));
+        context_.Fail(Cat("range has more than ", kMaxRange, " members"));
         return Value();
       }
       items.push_back(Value::Of(at));

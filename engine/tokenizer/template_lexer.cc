@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "absl/status/status.h"
+#include "engine/base/cat.h"
 #include "engine/tokenizer/text.h"
 #include "engine/tokenizer/utf8.h"
 
@@ -40,7 +41,7 @@ class Lexer {
  private:
   void Fail(std::string_view problem) {
     if (status_.ok()) {
-      status_ = absl::InvalidArgumentError(Message("chat template line ", line_, ": ", problem));
+      status_ = absl::InvalidArgumentError(Cat("chat template line ", line_, ": ", problem));
     }
   }
 
@@ -164,7 +165,7 @@ class Lexer {
     while (status_.ok()) {
       Advance(SkipSpace(pos_));
       if (pos_ >= source_.size()) {
-        Fail(Message("a tag has no end (", close, ")"));
+        Fail(Cat("a tag has no end (", close, ")"));
         return;
       }
       const char c = source_[pos_];
@@ -303,14 +304,14 @@ class Lexer {
     }
     const char c = source_[pos_];
     if (kOne.find(c) == std::string_view::npos) {
-      Fail(Message("unexpected character '", std::string(1, c), "'"));
+      Fail(Cat("unexpected character '", std::string(1, c), "'"));
       return;
     }
     if (c == '(' || c == '[' || c == '{') {
       open_brackets->push_back(c == '(' ? ')' : c == '[' ? ']' : '}');
     } else if (c == ')' || c == ']' || c == '}') {
       if (open_brackets->empty() || open_brackets->back() != c) {
-        Fail(Message("'", std::string(1, c), "' closes nothing"));
+        Fail(Cat("'", std::string(1, c), "' closes nothing"));
         return;
       }
       open_brackets->pop_back();

@@ -5,8 +5,8 @@
 
 #include <algorithm>
 
+#include "engine/base/cat.h"
 #include "engine/tokenizer/template_context.h"
-#include "engine/tokenizer/text.h"
 #include "engine/tokenizer/utf8.h"
 
 namespace nibble::jinja {
@@ -17,8 +17,8 @@ const std::string& Self(const Value& value) { return *value.AsString(); }
 // A string argument, or an error.
 std::string_view TextArgument(const Value* value, Context* context) {
   if (value == nullptr || value->AsString() == nullptr) {
-    context->Fail(Message("this method needs a string, not ",
-                          value == nullptr ? "nothing" : value->TypeName()));
+    context->Fail(
+        Cat("this method needs a string, not ", value == nullptr ? "nothing" : value->TypeName()));
     return "";
   }
   return *value->AsString();
@@ -275,8 +275,8 @@ Value CallMethod(const Value& receiver, std::string_view name, const CallArgs& a
   if (receiver.AsList() != nullptr) {
     return ApplyOperation(kListMethods, "list method", name, receiver, args, context);
   }
-  context->Fail(Message("a value of type ", receiver.TypeName(), " has no method '",
-                        name.substr(0, 40), "'"));
+  context->Fail(
+      Cat("a value of type ", receiver.TypeName(), " has no method '", name.substr(0, 40), "'"));
   return Value();
 }
 

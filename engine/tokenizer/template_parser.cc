@@ -6,8 +6,8 @@
 #include <initializer_list>
 
 #include "absl/status/status.h"
+#include "engine/base/cat.h"
 #include "engine/tokenizer/template_lexer.h"
-#include "engine/tokenizer/text.h"
 
 namespace nibble::jinja {
 namespace {
@@ -60,7 +60,7 @@ class Parser {
   void Fail(std::string_view problem) { FailAt(Peek().line, problem); }
   void FailAt(int line, std::string_view problem) {
     if (status_.ok()) {
-      status_ = absl::InvalidArgumentError(Message("chat template line ", line, ": ", problem));
+      status_ = absl::InvalidArgumentError(Cat("chat template line ", line, ": ", problem));
     }
     pos_ = tokens_.size() - 1;
   }
@@ -79,22 +79,22 @@ class Parser {
       case TokenKind::kEnd:
         return "the end of the template";
       default:
-        return Message("'", token.text.substr(0, 40), "'");
+        return Cat("'", token.text.substr(0, 40), "'");
     }
   }
   void Expect(std::string_view op) {
-    if (!TakeOperator(op)) Fail(Message("expected '", op, "', found ", Describe(Peek())));
+    if (!TakeOperator(op)) Fail(Cat("expected '", op, "', found ", Describe(Peek())));
   }
   void ExpectBlockEnd() {
     if (Peek().kind == TokenKind::kBlockEnd) {
       Next();
     } else {
-      Fail(Message("expected '%}', found ", Describe(Peek())));
+      Fail(Cat("expected '%}', found ", Describe(Peek())));
     }
   }
   std::string ExpectName() {
     if (Peek().kind != TokenKind::kName) {
-      Fail(Message("expected a name, found ", Describe(Peek())));
+      Fail(Cat("expected a name, found ", Describe(Peek())));
       return "";
     }
     return Next().text;
@@ -105,7 +105,7 @@ class Parser {
    public:
     explicit Nested(Parser* parser) : parser_(parser) {
       if (++parser_->depth_ > kMaxDepth) {
-        parser_->Fail(Message("nested more than ", kMaxDepth, " deep"));
+        parser_->Fail(Cat("nested more than ", kMaxDepth, " deep"));
       }
     }
     ~Nested() { --parser_->depth_; }
@@ -127,8 +127,7 @@ class Parser {
     while (status_.ok()) {
       const Token token = Peek();
       if (token.kind == TokenKind::kEnd) {
-        if (ends.size() > 0)
-          FailAt(opened, Message("a block has no {% ", *(ends.end() - 1), " %}"));
+        if (ends.size() > 0) FailAt(opened, Cat("a block has no {% ", *(ends.end() - 1), " %}"));
         break;
       }
       Next();
@@ -141,7 +140,7 @@ class Parser {
         if (Peek().kind == TokenKind::kVariableEnd) {
           Next();
         } else {
-          Fail(Message("expected '}}', found ", Describe(Peek())));
+          Fail(Cat("expected '}}', found ", Describe(Peek())));
         }
       } else {
         const std::string keyword = ExpectName();
@@ -179,13 +178,13 @@ class Parser {
       return stmt;
     }
     if (keyword == "break" || keyword == "continue") {
-      if (loop_depth_ == 0) FailAt(line, Message("{% ", keyword, " %} outside of a loop"));
+      if (loop_depth_ == 0) FailAt(line, Cat("{% ", keyword, " %} outside of a loop"));
       ExpectBlockEnd();
       return NewStmt(keyword == "break" ? StmtKind::kBreak : StmtKind::kContinue, line);
     }
-    FailAt(line, Message("statement '", keyword.substr(0, 40),
-                         "' is not supported; supported are if, for, set, macro, with, filter, "
-                         "raw, break, continue, generation"));
+    FailAt(line, Cat("statement '", keyword.substr(0, 40),
+                     "' is not supported; supported are if, for, set, macro, with, filter, "
+                     "raw, break, continue, generation"));
     return nullptr;
   }
 
@@ -209,7 +208,7 @@ class Parser {
   std::unique_ptr<Stmt> ParseFor(int line) {
     auto stmt = NewStmt(StmtKind::kFor, line);
     stmt->names = ParseTargets();
-    if (!TakeName("in")) Fail(Message("expected 'in', found ", Describe(Peek())));
+    if (!TakeName("in")) Fail(Cat("expected 'in', found ", Describe(Peek())));
     // The ternary's "if" would swallow the loop's filter.
     stmt->expr = ParseTuple(/*with_condition=*/false);
     if (TakeName("if")) stmt->condition = ParseExpression();
@@ -325,7 +324,7 @@ class Parser {
   void Deepen(Expr* expr, const Expr& child) {
     expr->depth = std::max(expr->depth, child.depth + 1);
     if (expr->depth > kMaxDepth) {
-      FailAt(expr->line, Message("an expression is nested more than ", kMaxDepth, " deep"));
+      FailAt(expr->line, Cat("an expression is nested more than ", kMaxDepth, " deep"));
     }
   }
 
@@ -529,7 +528,7 @@ class Parser {
       Expect("}");
       return dict;
     }
-    Fail(Message("expected an expression, found ", Describe(token)));
+    Fail(Cat("expected an expression, found ", Describe(token)));
     return NewExpr(ExprKind::kName, token.line, "");
   }
 
@@ -547,7 +546,7 @@ class Parser {
         return ParseConstant(Value::Of(value), token.line);
       }
     }
-    FailAt(token.line, Message("the number ", token.text.substr(0, 40), " is out of range"));
+    FailAt(token.line, Cat("the number ", token.text.substr(0, 40), " is out of range"));
     return NewExpr(ExprKind::kName, token.line, "");
   }
 
@@ -624,7 +623,7 @@ class Parser {
   ExprPtr ParseFilter(ExprPtr value) {
     const int line = Peek().line;
     std::string name = ExpectName();
-    while (status_.ok() && TakeOperator(".")) name += Message(".", ExpectName());
+    while (status_.ok() && TakeOperator(".")) name += Cat(".", ExpectName());
     ExprPtr filter = NewExpr(ExprKind::kFilter, line, std::move(name), std::move(value));
     if (IsOperator("(")) ParseArguments(filter.get());
     return filter;
@@ -683,8 +682,8 @@ class Parser {
 
 absl::StatusOr<std::shared_ptr<const Template>> ParseTemplate(std::string_view source) {
   if (source.size() > kMaxSourceBytes) {
-    return absl::InvalidArgumentError(Message("chat template of ", source.size(),
-                                              " bytes, at most ", kMaxSourceBytes, " are read"));
+    return absl::InvalidArgumentError(
+        Cat("chat template of ", source.size(), " bytes, at most ", kMaxSourceBytes, " are read"));
   }
   absl::StatusOr<std::vector<Token>> tokens = Tokenize(source);
   if (!tokens.ok()) return tokens.status();

@@ -4,37 +4,12 @@
 #include <cstddef>
 #include <string>
 #include <string_view>
-#include <type_traits>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/hash/hash.h"
-#include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 
 namespace nibble {
-
-// Abseil as Debian packages it has a string_view of its own, which neither StrCat nor its hash
-// tables exchange with std::string_view. These take std::string_view.
-
-// The pieces one after the other; numbers in decimal. For error messages.
-template <typename... Pieces>
-std::string Message(const Pieces&... pieces) {
-  std::string out;
-  const auto append = [&out](const auto& piece) {
-    if constexpr (std::is_arithmetic_v<std::decay_t<decltype(piece)>>) {
-      out += std::to_string(piece);
-    } else {
-      out += std::string_view(piece);
-    }
-  };
-  (append(pieces), ...);
-  return out;
-}
-
-// The same error, its message beginning with where it happened.
-inline absl::Status Within(std::string_view where, const absl::Status& status) {
-  return absl::Status(status.code(), Message(where, ": ", std::string(status.message())));
-}
 
 // `text` with every occurrence of `from` (not empty), left to right, replaced by `to`.
 inline std::string ReplaceAll(std::string_view text, std::string_view from, std::string_view to) {
@@ -47,6 +22,8 @@ inline std::string ReplaceAll(std::string_view text, std::string_view from, std:
   return out.append(text.substr(done));
 }
 
+// Abseil as Debian packages it has a string_view of its own, which its hash tables do not exchange
+// with std::string_view. These look up std::string_view.
 struct TextHash {
   using is_transparent = void;
   size_t operator()(std::string_view text) const {

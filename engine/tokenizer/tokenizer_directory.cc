@@ -11,8 +11,9 @@
 #include <utility>
 
 #include "absl/strings/numbers.h"
+#include "engine/base/cat.h"
+#include "engine/base/status.h"
 #include "engine/tokenizer/json_input.h"
-#include "engine/tokenizer/text.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/tokenizer/tokenizer_parts.h"
 
@@ -28,18 +29,18 @@ absl::StatusOr<std::optional<std::string>> ReadIfThere(const std::filesystem::pa
   std::error_code error;
   if (!std::filesystem::exists(path, error)) return std::optional<std::string>();
   if (!std::filesystem::is_regular_file(path, error)) {
-    return absl::InvalidArgumentError(Message(path.string(), " is not a regular file"));
+    return absl::InvalidArgumentError(Cat(path.string(), " is not a regular file"));
   }
   const uintmax_t size = std::filesystem::file_size(path, error);
-  if (error) return absl::UnavailableError(Message(path.string(), ": ", error.message()));
+  if (error) return absl::UnavailableError(Cat(path.string(), ": ", error.message()));
   if (size > kMaxFileBytes) {
     return absl::InvalidArgumentError(
-        Message(path.string(), " has ", size, " bytes, at most ", kMaxFileBytes, " are read"));
+        Cat(path.string(), " has ", size, " bytes, at most ", kMaxFileBytes, " are read"));
   }
   std::string content(static_cast<size_t>(size), '\0');
   std::ifstream stream(path, std::ios::binary);
   stream.read(content.data(), static_cast<std::streamsize>(size));
-  if (!stream) return absl::UnavailableError(Message(path.string(), " could not be read"));
+  if (!stream) return absl::UnavailableError(Cat(path.string(), " could not be read"));
   return std::optional<std::string>(std::move(content));
 }
 
@@ -50,7 +51,7 @@ absl::StatusOr<Json> ReadJsonIfThere(const std::filesystem::path& directory, con
   if (!text->has_value()) return Json::object();
   absl::StatusOr<Json> document = ParseUntrustedJson(**text, name);
   if (document.ok() && !document->is_object()) {
-    return absl::InvalidArgumentError(Message(name, ": not an object"));
+    return absl::InvalidArgumentError(Cat(name, ": not an object"));
   }
   return document;
 }
@@ -101,8 +102,8 @@ absl::Status AddConfiguredTokens(const Json& tokenizer_config, const Json& added
   std::vector<AddedToken> tokens;
   for (const auto& [content, id] : added_tokens.items()) {
     if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > kMaxTokenId) {
-      return absl::InvalidArgumentError(Message("added_tokens.json: '", content.substr(0, 64),
-                                                "' has an id outside 0..", kMaxTokenId));
+      return absl::InvalidArgumentError(Cat("added_tokens.json: '", content.substr(0, 64),
+                                            "' has an id outside 0..", kMaxTokenId));
     }
     AddedToken token;
     token.id = id.get<int32_t>();
@@ -114,9 +115,9 @@ absl::Status AddConfiguredTokens(const Json& tokenizer_config, const Json& added
       AddedToken token;
       const std::optional<std::string> content = TokenContent(&entry);
       if (!absl::SimpleAtoi(key, &token.id) || !content.has_value()) {
-        return absl::InvalidArgumentError(Message("tokenizer_config.json: added_tokens_decoder '",
-                                                  key.substr(0, 64),
-                                                  "' is no id with an object that has 'content'"));
+        return absl::InvalidArgumentError(Cat("tokenizer_config.json: added_tokens_decoder '",
+                                              key.substr(0, 64),
+                                              "' is no id with an object that has 'content'"));
       }
       token.content = *content;
       const std::pair<const char*, bool*> flags[] = {{"special", &token.special},
@@ -149,7 +150,7 @@ absl::Status AddEosIds(const Json& config, const char* file, TokenizerParts* par
   for (const Json& id : list) {
     if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > kMaxTokenId) {
       return absl::InvalidArgumentError(
-          Message(file, ": eos_token_id must be ids in 0..", kMaxTokenId));
+          Cat(file, ": eos_token_id must be ids in 0..", kMaxTokenId));
     }
     parts->eos_ids.push_back(id.get<int32_t>());
   }
@@ -235,7 +236,7 @@ absl::StatusOr<std::unique_ptr<TokenizerParts>> PartsFromFiles(
     if (!split.ok()) return split.status();
     return PartsFromVocabAndMerges(**vocab, **merges, *split);
   }
-  return absl::NotFoundError(Message(
+  return absl::NotFoundError(Cat(
       directory.string(), ": no tokenizer.json, tokenizer.model or vocab.json with merges.txt"));
 }
 

@@ -5,8 +5,9 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "engine/base/cat.h"
+#include "engine/base/status.h"
 #include "engine/tokenizer/json_input.h"
-#include "engine/tokenizer/text.h"
 #include "engine/tokenizer/tokenizer_parts.h"
 
 namespace nibble {
@@ -18,7 +19,7 @@ constexpr int kMaxDepth = 8;
 constexpr char kMark[] = "\xE2\x96\x81";
 
 absl::Status FieldError(std::string_view field, std::string_view problem) {
-  return absl::InvalidArgumentError(Message("tokenizer.json: field '", field, "' ", problem));
+  return absl::InvalidArgumentError(Cat("tokenizer.json: field '", field, "' ", problem));
 }
 
 absl::Status InTokenizerJson(const absl::Status& status) {
@@ -29,7 +30,7 @@ absl::StatusOr<int32_t> TokenId(const Json& value, std::string_view field) {
   if (!value.is_number_integer() || value.get<int64_t>() < 0 ||
       value.get<int64_t>() > kMaxTokenId ||
       (value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{kMaxTokenId})) {
-    return FieldError(field, Message("has an id outside 0..", kMaxTokenId));
+    return FieldError(field, Cat("has an id outside 0..", kMaxTokenId));
   }
   return value.get<int32_t>();
 }
@@ -64,7 +65,7 @@ absl::StatusOr<std::vector<std::pair<std::string, std::string>>> ReadMerges(cons
       merges.emplace_back(entry[0].get<std::string>(), entry[1].get<std::string>());
     } else {
       return FieldError("model.merges",
-                        Message("entry ", merges.size(), " is neither a string nor a pair"));
+                        Cat("entry ", merges.size(), " is neither a string nor a pair"));
     }
   }
   return merges;
@@ -74,14 +75,14 @@ absl::Status ReadModel(const Json& model, TokenizerParts* parts) {
   absl::StatusOr<std::string> type = StringMember(model, "type", "BPE");
   if (!type.ok()) return InTokenizerJson(type.status());
   if (*type != "BPE") {
-    return FieldError("model.type", Message("is '", *type, "'; supported is BPE"));
+    return FieldError("model.type", Cat("is '", *type, "'; supported is BPE"));
   }
   for (const char* field : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     absl::StatusOr<std::string> affix = StringMember(model, field, "");
     if (!affix.ok()) return InTokenizerJson(affix.status());
     if (!affix->empty()) {
-      return FieldError(Message("model.", field),
-                        Message("is '", affix->substr(0, 64), "', which is not supported"));
+      return FieldError(Cat("model.", field),
+                        Cat("is '", affix->substr(0, 64), "', which is not supported"));
     }
   }
   if (const Json* dropout = FindMember(model, "dropout")) {
@@ -175,7 +176,7 @@ absl::Status ReadTemplateProcessing(const Json& processor, TokenizerParts* parts
     const Json* ids = entry == nullptr ? nullptr : FindMember(*entry, "ids");
     if (ids == nullptr || !ids->is_array()) {
       return FieldError("post_processor.special_tokens",
-                        Message("has no ids for '", key.substr(0, 64), "'"));
+                        Cat("has no ids for '", key.substr(0, 64), "'"));
     }
     for (const Json& value : *ids) {
       absl::StatusOr<int32_t> id = TokenId(value, "post_processor.special_tokens.ids");
@@ -183,7 +184,7 @@ absl::Status ReadTemplateProcessing(const Json& processor, TokenizerParts* parts
       if (static_cast<size_t>(*id) >= parts->texts.size()) {
         return FieldError(
             "post_processor.special_tokens.ids",
-            Message("has id ", *id, ", the vocabulary ends at ", parts->texts.size() - 1));
+            Cat("has id ", *id, ", the vocabulary ends at ", parts->texts.size() - 1));
       }
       (after_sequence ? parts->suffix : parts->prefix).push_back(*id);
     }
@@ -206,9 +207,9 @@ absl::Status ReadPostProcessor(const Json& processor, int depth, TokenizerParts*
     }
     return absl::OkStatus();
   }
-  return FieldError("post_processor.type",
-                    Message("is '", type->substr(0, 64),
-                            "'; supported are ByteLevel, TemplateProcessing, Sequence"));
+  return FieldError(
+      "post_processor.type",
+      Cat("is '", type->substr(0, 64), "'; supported are ByteLevel, TemplateProcessing, Sequence"));
 }
 
 // What the decoder's steps come to, token by token.
@@ -265,9 +266,9 @@ absl::Status ReadDecoder(const Json& decoder, int depth, DecoderTraits* traits) 
     }
   } else if (*type != "Fuse") {
     return FieldError("decoder.type",
-                      Message("is '", type->substr(0, 64),
-                              "'; supported are ByteLevel, ByteFallback, Metaspace, Replace, "
-                              "Strip, Fuse, Sequence"));
+                      Cat("is '", type->substr(0, 64),
+                          "'; supported are ByteLevel, ByteFallback, Metaspace, Replace, "
+                          "Strip, Fuse, Sequence"));
   }
   return absl::OkStatus();
 }

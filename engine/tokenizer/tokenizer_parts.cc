@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include "engine/base/cat.h"
 #include "engine/tokenizer/text.h"
 #include "engine/tokenizer/utf8.h"
 
@@ -36,19 +37,19 @@ int HexDigit(char c) {
 absl::Status AddToken(int32_t id, std::string_view text, TokenizerParts* parts) {
   if (id < 0 || id > kMaxTokenId) {
     return absl::InvalidArgumentError(
-        Message("token '", text.substr(0, 64), "': id ", id, " is outside 0..", kMaxTokenId));
+        Cat("token '", text.substr(0, 64), "': id ", id, " is outside 0..", kMaxTokenId));
   }
   if (text.empty() || text.size() > kMaxTokenBytes) {
-    return absl::InvalidArgumentError(Message("token ", id, ": text of ", text.size(),
-                                              " bytes, allowed are 1 to ", kMaxTokenBytes));
+    return absl::InvalidArgumentError(
+        Cat("token ", id, ": text of ", text.size(), " bytes, allowed are 1 to ", kMaxTokenBytes));
   }
   const auto index = static_cast<size_t>(id);
   if (index >= parts->texts.size()) parts->texts.resize(index + 1);
   if (parts->texts[index] == text) return absl::OkStatus();
   if (!parts->texts[index].empty()) {
-    return absl::InvalidArgumentError(Message("token id ", id, " is both '",
-                                              parts->texts[index].substr(0, 64), "' and '",
-                                              text.substr(0, 64), "'"));
+    return absl::InvalidArgumentError(Cat("token id ", id, " is both '",
+                                          parts->texts[index].substr(0, 64), "' and '",
+                                          text.substr(0, 64), "'"));
   }
   parts->texts[index] = std::string(text);
   parts->ids.try_emplace(text, id);
@@ -101,7 +102,7 @@ absl::StatusOr<std::pair<std::string, std::string>> SplitMergeLine(std::string_v
   if (space == std::string_view::npos || space == 0 || space + 1 == line.size() ||
       line.find(' ', space + 1) != std::string_view::npos) {
     return absl::InvalidArgumentError(
-        Message("merge '", line.substr(0, 64), "' is not two tokens with a space between"));
+        Cat("merge '", line.substr(0, 64), "' is not two tokens with a space between"));
   }
   return std::make_pair(std::string(line.substr(0, space)), std::string(line.substr(space + 1)));
 }
@@ -117,7 +118,7 @@ absl::StatusOr<BpeModel> BuildMergeListModel(
     const auto it = vocab.find(*options.unk_token);
     if (it == vocab.end()) {
       return absl::InvalidArgumentError(
-          Message("unk_token '", *options.unk_token, "' is not in the vocabulary"));
+          Cat("unk_token '", *options.unk_token, "' is not in the vocabulary"));
     }
     spec.unk_id = it->second;
   }
@@ -148,8 +149,8 @@ absl::StatusOr<BpeModel> BuildMergeListModel(
       const std::string& missing = left_it == vocab.end()    ? left
                                    : right_it == vocab.end() ? right
                                                              : whole;
-      return absl::InvalidArgumentError(Message("merge ", rank, ": token '", missing.substr(0, 64),
-                                                "' is not in the vocabulary"));
+      return absl::InvalidArgumentError(
+          Cat("merge ", rank, ": token '", missing.substr(0, 64), "' is not in the vocabulary"));
     }
     spec.merges.push_back(
         {left_it->second, right_it->second, static_cast<uint32_t>(rank), whole_it->second});

@@ -7,6 +7,8 @@
 #include <utility>
 
 #include "absl/strings/str_join.h"
+#include "engine/base/cat.h"
+#include "engine/base/status.h"
 #include "engine/tokenizer/sentencepiece_model.h"
 #include "engine/tokenizer/text.h"
 #include "engine/tokenizer/tokenizer_parts.h"
@@ -64,9 +66,9 @@ absl::Status AddScoreMerges(const std::vector<SentencePieceModel::Piece>& pieces
 
 absl::StatusOr<std::unique_ptr<TokenizerParts>> PartsFromModel(const SentencePieceModel& model) {
   if (model.model_type != SentencePieceModel::ModelType::kBpe) {
-    return absl::InvalidArgumentError(Message("tokenizer.model: trainer_spec.model_type is ",
-                                              static_cast<int>(model.model_type),
-                                              "; supported is 2 (BPE)"));
+    return absl::InvalidArgumentError(Cat("tokenizer.model: trainer_spec.model_type is ",
+                                          static_cast<int>(model.model_type),
+                                          "; supported is 2 (BPE)"));
   }
   if (!model.charsmap.empty()) {
     return absl::InvalidArgumentError(
@@ -95,8 +97,8 @@ absl::StatusOr<std::unique_ptr<TokenizerParts>> PartsFromModel(const SentencePie
       case PieceType::kNormal:
       case PieceType::kUnused:
         if (!spec.pieces.try_emplace(piece.text, id).second) {
-          return absl::InvalidArgumentError(Message("tokenizer.model: piece ", id, " ('",
-                                                    piece.text.substr(0, 64), "') is there twice"));
+          return absl::InvalidArgumentError(Cat("tokenizer.model: piece ", id, " ('",
+                                                piece.text.substr(0, 64), "') is there twice"));
         }
         if (piece.type == PieceType::kUnused) spec.unused.insert(id);
         break;
@@ -122,8 +124,8 @@ absl::StatusOr<std::unique_ptr<TokenizerParts>> PartsFromModel(const SentencePie
         const std::optional<uint8_t> byte = ParseByteToken(piece.text);
         if (!byte.has_value()) {
           return absl::InvalidArgumentError(
-              Message("tokenizer.model: piece ", id, " has type BYTE and the text '",
-                      piece.text.substr(0, 64), "', expected <0x00> to <0xFF>"));
+              Cat("tokenizer.model: piece ", id, " has type BYTE and the text '",
+                  piece.text.substr(0, 64), "', expected <0x00> to <0xFF>"));
         }
         if (model.byte_fallback) spec.byte_ids[*byte] = id;
         bytes = std::string(1, static_cast<char>(*byte));
@@ -150,18 +152,17 @@ absl::StatusOr<std::unique_ptr<TokenizerParts>> PartsFromModel(const SentencePie
 }
 
 absl::Status GgufError(std::string_view key, std::string_view problem) {
-  return absl::InvalidArgumentError(Message("tokenizer.ggml.", key, " ", problem));
+  return absl::InvalidArgumentError(Cat("tokenizer.ggml.", key, " ", problem));
 }
 
 absl::Status CheckGguf(const GgufVocab& vocab) {
   const size_t count = vocab.tokens.size();
   if (count == 0 || count > static_cast<size_t>(kMaxTokenId) + 1) {
-    return GgufError("tokens",
-                     Message("has ", count, " entries, allowed are 1 to ", kMaxTokenId + 1));
+    return GgufError("tokens", Cat("has ", count, " entries, allowed are 1 to ", kMaxTokenId + 1));
   }
   if (!vocab.token_type.empty() && vocab.token_type.size() != count) {
     return GgufError("token_type",
-                     Message("has ", vocab.token_type.size(), " entries, tokens has ", count));
+                     Cat("has ", vocab.token_type.size(), " entries, tokens has ", count));
   }
   const std::pair<const char*, const std::optional<int32_t>*> ids[] = {
       {"bos_token_id", &vocab.bos_token_id},
@@ -170,13 +171,13 @@ absl::Status CheckGguf(const GgufVocab& vocab) {
       {"unknown_token_id", &vocab.unknown_token_id}};
   for (const auto& [key, id] : ids) {
     if (id->has_value() && (**id < 0 || static_cast<size_t>(**id) >= count)) {
-      return GgufError(key, Message("is ", **id, ", allowed are 0 to ", count - 1));
+      return GgufError(key, Cat("is ", **id, ", allowed are 0 to ", count - 1));
     }
   }
   for (size_t i = 0; i < vocab.token_type.size(); ++i) {
     if (vocab.token_type[i] < 1 || vocab.token_type[i] > 6) {
-      return GgufError("token_type", Message("of token ", i, " is ", vocab.token_type[i],
-                                             ", allowed are 1 to 6"));
+      return GgufError("token_type",
+                       Cat("of token ", i, " is ", vocab.token_type[i], ", allowed are 1 to 6"));
     }
   }
   return absl::OkStatus();
@@ -185,8 +186,7 @@ absl::Status CheckGguf(const GgufVocab& vocab) {
 absl::StatusOr<std::unique_ptr<TokenizerParts>> PartsFromGgufScores(const GgufVocab& vocab) {
   const size_t count = vocab.tokens.size();
   if (vocab.scores.size() != count) {
-    return GgufError("scores",
-                     Message("has ", vocab.scores.size(), " entries, tokens has ", count));
+    return GgufError("scores", Cat("has ", vocab.scores.size(), " entries, tokens has ", count));
   }
   SentencePieceModel model;
   model.model_type = SentencePieceModel::ModelType::kBpe;
@@ -204,11 +204,11 @@ absl::StatusOr<std::unique_ptr<TokenizerParts>> PartsFromGgufScores(const GgufVo
     if (!vocab.token_type.empty()) piece.type = static_cast<PieceType>(vocab.token_type[i]);
     if (piece.text.empty() || piece.text.size() > kMaxPieceBytes || !IsValidUtf8(piece.text)) {
       return GgufError("tokens",
-                       Message("entry ", i, " has ", piece.text.size(), " bytes; it must be 1 to ",
-                               kMaxPieceBytes, " bytes of well-formed UTF-8"));
+                       Cat("entry ", i, " has ", piece.text.size(), " bytes; it must be 1 to ",
+                           kMaxPieceBytes, " bytes of well-formed UTF-8"));
     }
     if (!std::isfinite(piece.score)) {
-      return GgufError("scores", Message("entry ", i, " is not a finite number"));
+      return GgufError("scores", Cat("entry ", i, " is not a finite number"));
     }
     model.pieces.push_back(std::move(piece));
   }
@@ -236,8 +236,8 @@ absl::StatusOr<std::unique_ptr<TokenizerParts>> PartsFromGgufMerges(const GgufVo
   if (row == std::end(kPre)) {
     std::vector<std::string> names;
     for (const PreRow& r : kPre) names.push_back(r.name);
-    return GgufError("pre", Message("is '", vocab.pre.substr(0, 64), "'; known are ",
-                                    absl::StrJoin(names, ", ")));
+    return GgufError(
+        "pre", Cat("is '", vocab.pre.substr(0, 64), "'; known are ", absl::StrJoin(names, ", ")));
   }
   auto parts = std::make_unique<TokenizerParts>();
   absl::StatusOr<PreTokenizer> pre_tokenizer = PreTokenizer::ByteLevelSplit(row->expression);
@@ -297,8 +297,8 @@ absl::StatusOr<std::unique_ptr<TokenizerParts>> PartsFromGguf(const GgufVocab& v
   absl::StatusOr<std::unique_ptr<TokenizerParts>> parts =
       vocab.model == "llama"  ? PartsFromGgufScores(vocab)
       : vocab.model == "gpt2" ? PartsFromGgufMerges(vocab)
-                              : GgufError("model", Message("is '", vocab.model.substr(0, 64),
-                                                           "'; supported are llama, gpt2"));
+                              : GgufError("model", Cat("is '", vocab.model.substr(0, 64),
+                                                       "'; supported are llama, gpt2"));
   if (!parts.ok()) return parts.status();
   TokenizerParts& p = **parts;
   if (vocab.eot_token_id.has_value()) p.eos_ids.push_back(*vocab.eot_token_id);

@@ -7,11 +7,11 @@
 #include <string>
 #include <string_view>
 
-#include "engine/artifact/cat.h"
 #include "engine/artifact/gguf.h"
 #include "engine/artifact/gguf_checkpoint.h"
 #include "engine/artifact/gguf_model.h"
 #include "engine/artifact/gguf_tokenizer.h"
+#include "engine/base/cat.h"
 #include "engine/model/config.h"
 #include "kernels/codec.h"
 

@@ -5,7 +5,7 @@
 #include <filesystem>
 #include <utility>
 
-#include "engine/artifact/cat.h"
+#include "engine/base/cat.h"
 #include "kernels/check.h"
 
 namespace nibble {

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "engine/artifact/artifact_writer.h"
-#include "engine/artifact/cat.h"
 #include "engine/artifact/safetensors.h"
+#include "engine/base/cat.h"
 #include "kernels/codec.h"
 #include "tests/support/temp_dir.h"
 
