@@ -14,6 +14,7 @@
 #include "engine/artifact/quantization_config.h"
 #include "engine/artifact/source_files.h"
 #include "engine/base/cat.h"
+#include "engine/base/read_file.h"
 #include "engine/base/status.h"
 
 namespace nibble {

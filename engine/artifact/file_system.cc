@@ -12,8 +12,8 @@
 #include <cerrno>
 #include <utility>
 
-#include "engine/artifact/posix_status.h"
 #include "engine/base/cat.h"
+#include "engine/base/posix_status.h"
 
 namespace nibble {
 namespace {

@@ -9,8 +9,8 @@
 #include <set>
 #include <utility>
 
-#include "engine/artifact/json_file.h"
 #include "engine/base/cat.h"
+#include "engine/base/json.h"
 
 namespace nibble {
 namespace {

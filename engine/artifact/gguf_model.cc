@@ -6,9 +6,9 @@
 #include <cstring>
 #include <utility>
 
-#include "engine/artifact/json_file.h"
 #include "engine/artifact/mapped_file.h"
 #include "engine/base/cat.h"
+#include "engine/base/json.h"
 #include "engine/base/status.h"
 
 namespace nibble {

@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
-#include "engine/artifact/json_file.h"
 #include "engine/base/cat.h"
+#include "engine/base/json.h"
 #include "engine/tokenizer/pre_tokenizer.h"
 
 namespace nibble {

@@ -9,11 +9,11 @@
 #include <utility>
 #include <vector>
 
-#include "engine/artifact/json_file.h"
 #include "engine/artifact/mapped_file.h"
 #include "engine/artifact/quantization_config.h"
 #include "engine/artifact/safetensors.h"
 #include "engine/base/cat.h"
+#include "engine/base/json.h"
 #include "engine/base/status.h"
 #include "kernels/codec.h"
 

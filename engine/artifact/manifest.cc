@@ -6,9 +6,9 @@
 #include <utility>
 
 #include "engine/artifact/file_system.h"
-#include "engine/artifact/json_file.h"
-#include "engine/artifact/mapped_file.h"
 #include "engine/base/cat.h"
+#include "engine/base/json.h"
+#include "engine/base/read_file.h"
 
 namespace nibble {
 namespace {

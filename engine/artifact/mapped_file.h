@@ -38,8 +38,4 @@ class MappedFile {
   size_t size_;
 };
 
-// The contents of a small file. InvalidArgument, naming the limit, if it is larger than `max_bytes`
-// or no regular file.
-absl::StatusOr<std::string> ReadSmallFile(const std::string& path, int64_t max_bytes);
-
 }  // namespace nibble

@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <utility>
 
-#include "engine/artifact/json_file.h"
 #include "engine/base/cat.h"
+#include "engine/base/json.h"
 
 namespace nibble {
 namespace {

@@ -6,11 +6,10 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <tuple>
-#include <unordered_set>
 #include <utility>
 
-#include "engine/artifact/json_file.h"
 #include "engine/base/cat.h"
+#include "engine/base/json.h"
 
 namespace nibble {
 namespace {
@@ -94,27 +93,6 @@ absl::StatusOr<SafetensorsEntry> ReadEntry(const std::string& name, const json& 
   return entry;
 }
 
-absl::StatusOr<json> ParseHeaderJson(std::string_view text, std::string_view label) {
-  if (absl::Status status = CheckJsonDepth(text, label); !status.ok()) return status;
-  std::unordered_set<std::string> names;
-  std::string twice;
-  const auto on_event = [&](int depth, json::parse_event_t event, json& parsed) {
-    if (depth == 1 && event == json::parse_event_t::key) {
-      const std::string& name = parsed.get_ref<const std::string&>();
-      if (!names.insert(name).second) twice = name;
-    }
-    return true;
-  };
-  json header = json::parse(text, on_event, /*allow_exceptions=*/false);
-  if (header.is_discarded() || !header.is_object()) {
-    return absl::InvalidArgumentError(Cat(label, ": header is no JSON object"));
-  }
-  if (!twice.empty()) {
-    return absl::InvalidArgumentError(Cat(label, ": tensor ", twice, " comes twice"));
-  }
-  return header;
-}
-
 }  // namespace
 
 DType DTypeOfSafetensorsName(std::string_view name) {
@@ -158,7 +136,8 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view file,
   SafetensorsHeader header;
   header.data_start = 8 + static_cast<int64_t>(length);
   const int64_t data_bytes = file_bytes - header.data_start;
-  absl::StatusOr<json> parsed = ParseHeaderJson(file.substr(8, length), label);
+  absl::StatusOr<json> parsed =
+      ParseJsonObject(file.substr(8, length), Cat(label, ": header"), RepeatedMembers::kRefused);
   if (!parsed.ok()) return parsed.status();
   for (const auto& [name, value] : parsed->items()) {
     if (name == kMetadataKey) {

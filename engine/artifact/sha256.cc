@@ -10,7 +10,8 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/escaping.h"
-#include "engine/artifact/posix_status.h"
+#include "engine/base/posix_status.h"
+#include "engine/base/read_file.h"
 #include "kernels/check.h"
 
 namespace nibble {
@@ -47,8 +48,9 @@ std::string Sha256Hex(std::string_view bytes) {
 
 absl::StatusOr<std::string> Sha256OfFile(const std::string& path,
                                          const std::function<absl::Status()>& keep_going) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return ErrnoStatus(errno, "open", path);
+  absl::StatusOr<OpenedFile> file = OpenRegularFile(path);
+  if (!file.ok()) return file.status();
+  const int fd = file->fd;
   const auto close_file = absl::MakeCleanup([fd] { ::close(fd); });
   ::posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
   Sha256 hash;

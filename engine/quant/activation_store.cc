@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <cerrno>
 
-#include "engine/artifact/posix_status.h"
 #include "engine/base/cat.h"
+#include "engine/base/posix_status.h"
 #include "kernels/check.h"
 
 namespace nibble {

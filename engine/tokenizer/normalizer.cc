@@ -11,7 +11,7 @@
 
 #include "absl/status/status.h"
 #include "engine/base/cat.h"
-#include "engine/tokenizer/json_input.h"
+#include "engine/base/json.h"
 #include "engine/tokenizer/utf8.h"
 
 namespace nibble {

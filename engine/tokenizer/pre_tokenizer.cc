@@ -6,7 +6,7 @@
 
 #include "absl/status/status.h"
 #include "engine/base/cat.h"
-#include "engine/tokenizer/json_input.h"
+#include "engine/base/json.h"
 #include "engine/tokenizer/normalizer.h"
 #include "engine/tokenizer/text.h"
 

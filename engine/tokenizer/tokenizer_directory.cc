@@ -5,15 +5,14 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <system_error>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "engine/base/cat.h"
+#include "engine/base/json.h"
+#include "engine/base/read_file.h"
 #include "engine/base/status.h"
-#include "engine/tokenizer/json_input.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "engine/tokenizer/tokenizer_parts.h"
 
@@ -22,26 +21,12 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr uintmax_t kMaxFileBytes = uintmax_t{256} << 20;
-
 // Nothing where there is no such file.
 absl::StatusOr<std::optional<std::string>> ReadIfThere(const std::filesystem::path& path) {
-  std::error_code error;
-  if (!std::filesystem::exists(path, error)) return std::optional<std::string>();
-  if (!std::filesystem::is_regular_file(path, error)) {
-    return absl::InvalidArgumentError(Cat(path.string(), " is not a regular file"));
-  }
-  const uintmax_t size = std::filesystem::file_size(path, error);
-  if (error) return absl::UnavailableError(Cat(path.string(), ": ", error.message()));
-  if (size > kMaxFileBytes) {
-    return absl::InvalidArgumentError(
-        Cat(path.string(), " has ", size, " bytes, at most ", kMaxFileBytes, " are read"));
-  }
-  std::string content(static_cast<size_t>(size), '\0');
-  std::ifstream stream(path, std::ios::binary);
-  stream.read(content.data(), static_cast<std::streamsize>(size));
-  if (!stream) return absl::UnavailableError(Cat(path.string(), " could not be read"));
-  return std::optional<std::string>(std::move(content));
+  absl::StatusOr<std::string> content = ReadSmallFile(path.string(), kMaxJsonBytes);
+  if (absl::IsNotFound(content.status())) return std::optional<std::string>();
+  if (!content.ok()) return content.status();
+  return std::optional<std::string>(*std::move(content));
 }
 
 // An empty object where there is no such file.
@@ -49,11 +34,7 @@ absl::StatusOr<Json> ReadJsonIfThere(const std::filesystem::path& directory, con
   absl::StatusOr<std::optional<std::string>> text = ReadIfThere(directory / name);
   if (!text.ok()) return text.status();
   if (!text->has_value()) return Json::object();
-  absl::StatusOr<Json> document = ParseUntrustedJson(**text, name);
-  if (document.ok() && !document->is_object()) {
-    return absl::InvalidArgumentError(Cat(name, ": not an object"));
-  }
-  return document;
+  return ParseJsonObject(**text, name);
 }
 
 // Which pattern a bare vocab.json + merges.txt is cut by; the configuration names the family.

@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "engine/base/cat.h"
+#include "engine/base/json.h"
 #include "engine/base/status.h"
-#include "engine/tokenizer/json_input.h"
 #include "engine/tokenizer/tokenizer_parts.h"
 
 namespace nibble {
@@ -289,11 +289,8 @@ std::string BytesOf(const std::string& text, const DecoderTraits& traits) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<TokenizerParts>> PartsFromTokenizerJson(std::string_view json) {
-  absl::StatusOr<Json> document = ParseUntrustedJson(json, "tokenizer.json");
+  absl::StatusOr<Json> document = ParseJsonObject(json, "tokenizer.json");
   if (!document.ok()) return document.status();
-  if (!document->is_object()) {
-    return absl::InvalidArgumentError("tokenizer.json: not an object");
-  }
   auto parts = std::make_unique<TokenizerParts>();
   if (const Json* normalizer = FindMember(*document, "normalizer")) {
     absl::StatusOr<Normalizer> read = Normalizer::FromJson(*normalizer);
@@ -328,7 +325,7 @@ absl::StatusOr<std::unique_ptr<TokenizerParts>> PartsFromTokenizerJson(std::stri
 absl::StatusOr<std::unique_ptr<TokenizerParts>> PartsFromVocabAndMerges(std::string_view vocab_json,
                                                                         std::string_view merges_txt,
                                                                         WordSplit split) {
-  absl::StatusOr<Json> vocab = ParseUntrustedJson(vocab_json, "vocab.json");
+  absl::StatusOr<Json> vocab = ParseJsonObject(vocab_json, "vocab.json");
   if (!vocab.ok()) return vocab.status();
   auto parts = std::make_unique<TokenizerParts>();
 

@@ -5,9 +5,9 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "engine/artifact/json_file.h"
 #include "engine/artifact/manifest.h"
 #include "engine/artifact/quantization_config.h"
+#include "engine/base/json.h"
 #include "engine/model/config.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

@@ -51,7 +51,7 @@ TEST(SafetensorsTest, WhatIsWrongIsNamed) {
   EXPECT_THAT(Error("1234567"), HasSubstr("7 bytes"));
   EXPECT_THAT(Error(std::string(16, '\xff')), HasSubstr("header length is 18446744073709551615"));
   EXPECT_THAT(Error(File("{}", 0).substr(0, 9)), HasSubstr("must be in 0..1"));
-  EXPECT_THAT(Error(File("{", 0)), HasSubstr("no JSON object"));
+  EXPECT_THAT(Error(File("{", 0)), HasSubstr("header: is no JSON"));
   EXPECT_THAT(Error(File("[]", 0)), HasSubstr("no JSON object"));
   EXPECT_THAT(Error(File(std::string(2000, '['), 0)), HasSubstr("nests"));
   EXPECT_THAT(Error(File(R"({"a":1})", 0)), HasSubstr("tensor a"));
@@ -89,7 +89,7 @@ TEST(SafetensorsTest, WhatIsWrongIsNamed) {
       HasSubstr("overlap"));
   EXPECT_THAT(
       Error(File("{" + first + R"(,"a":{"dtype":"U8","shape":[1],"data_offsets":[3,4]}})", 4)),
-      HasSubstr("tensor a comes twice"));
+      HasSubstr("header: \"a\" comes twice"));
 }
 
 TEST(SafetensorsTest, TheWrittenHeaderIsAlignedAndReadsBack) {

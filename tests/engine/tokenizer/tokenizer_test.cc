@@ -156,8 +156,8 @@ TEST(TokenizerTest, WrongFieldsAreNamed) {
   EXPECT_THAT(ErrorOf(bad), HasSubstr("model.vocab"));
   bad = good;
   bad["added_tokens"][0]["special"] = "yes";
-  EXPECT_THAT(ErrorOf(bad), HasSubstr("'special' is string"));
-  EXPECT_THAT(ErrorOf(json::array()), HasSubstr("not an object"));
+  EXPECT_THAT(ErrorOf(bad), HasSubstr("'special' is \"yes\""));
+  EXPECT_THAT(ErrorOf(json::array()), HasSubstr("no JSON object"));
 }
 
 class DirectoryTest : public ::testing::Test {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "engine/artifact/posix_status.h"
+#include "engine/base/posix_status.h"
 
 #include <cerrno>
 #include <string>
