@@ -7,7 +7,7 @@
 #include <string_view>
 
 #include "absl/strings/match.h"
-#include "absl/strings/str_cat.h"
+#include "engine/base/cat.h"
 #include "engine/tokenizer/chat_template.h"
 
 namespace nibble {
@@ -17,21 +17,21 @@ using nlohmann::json;
 
 absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes) {
   std::ifstream file(path, std::ios::binary | std::ios::ate);
-  if (!file) return absl::NotFoundError(absl::StrCat("cannot read ", path));
+  if (!file) return absl::NotFoundError(Cat("cannot read ", path));
   const int64_t size = static_cast<int64_t>(file.tellg());
   if (size < 0 || size > max_bytes) {
     return absl::InvalidArgumentError(
-        absl::StrCat(path, " has ", size, " bytes; at most ", max_bytes, " are read"));
+        Cat(path, " has ", size, " bytes; at most ", max_bytes, " are read"));
   }
   std::string bytes(static_cast<size_t>(size), '\0');
   file.seekg(0);
   file.read(bytes.data(), size);
-  if (!file) return absl::InternalError(absl::StrCat("cannot read ", path));
+  if (!file) return absl::InternalError(Cat("cannot read ", path));
   return bytes;
 }
 
 absl::Status BadLine(const std::string& path, size_t line, absl::string_view what) {
-  return absl::InvalidArgumentError(absl::StrCat(path, ", line ", line, ": ", what));
+  return absl::InvalidArgumentError(Cat(path, ", line ", line, ": ", what));
 }
 
 void AddMissingBos(const Tokenizer& tokenizer, Document* document) {
@@ -49,7 +49,7 @@ absl::StatusOr<Document> FromIds(const json& ids, const Tokenizer& tokenizer) {
     const int64_t value = id.get<int64_t>();
     if (value < 0 || value >= tokenizer.vocab_size()) {
       return absl::InvalidArgumentError(
-          absl::StrCat("\"ids\" holds ", value, "; allowed are 0..", tokenizer.vocab_size() - 1));
+          Cat("\"ids\" holds ", value, "; allowed are 0..", tokenizer.vocab_size() - 1));
     }
     document.push_back(static_cast<int32_t>(value));
   }
@@ -116,16 +116,14 @@ absl::StatusOr<std::vector<Document>> FromLines(const std::string& path, std::st
 absl::StatusOr<std::vector<Document>> FromArray(const std::string& path, std::string_view bytes,
                                                 const Tokenizer& tokenizer) {
   const json array = json::parse(bytes, nullptr, /*allow_exceptions=*/false);
-  if (array.is_discarded())
-    return absl::InvalidArgumentError(absl::StrCat(path, ": not valid JSON"));
+  if (array.is_discarded()) return absl::InvalidArgumentError(Cat(path, ": not valid JSON"));
   if (!array.is_array()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": a .json file holds an array of strings"));
+    return absl::InvalidArgumentError(Cat(path, ": a .json file holds an array of strings"));
   }
   std::vector<Document> documents;
   for (size_t i = 0; i < array.size(); ++i) {
     if (!array[i].is_string()) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ": element ", i, " is not a string"));
+      return absl::InvalidArgumentError(Cat(path, ": element ", i, " is not a string"));
     }
     documents.push_back(tokenizer.Encode(array[i].get_ref<const std::string&>()));
   }
@@ -147,7 +145,7 @@ absl::StatusOr<std::vector<Document>> ReadDocuments(const std::string& path,
     documents = std::vector<Document>{tokenizer.Encode(*bytes)};
   }
   if (documents.ok() && documents->empty()) {
-    return absl::InvalidArgumentError(absl::StrCat(path, " holds no document"));
+    return absl::InvalidArgumentError(Cat(path, " holds no document"));
   }
   return documents;
 }
@@ -174,8 +172,8 @@ absl::StatusOr<std::vector<Document>> CalibrationSamples(const std::vector<Docum
     }
   }
   if (result.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat("the calibration text has ", sample.size(),
-                                                   " tokens; one sample needs ", length));
+    return absl::InvalidArgumentError(
+        Cat("the calibration text has ", sample.size(), " tokens; one sample needs ", length));
   }
   return result;
 }

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "absl/strings/str_cat.h"
+#include "engine/base/cat.h"
 #include "engine/model/load.h"
 #include "engine/model/workspace.h"
 #include "kernels/check.h"
@@ -34,14 +34,72 @@ int32_t MaxContext(const DecoderConfig& config) {
                                        double{std::numeric_limits<int32_t>::max()}));
 }
 
+struct DecoderHead::Impl {
+  Backend* backend = nullptr;
+  DecoderConfig config;
+  std::unique_ptr<Buffer> norm;  // (hidden) f32
+  std::unique_ptr<PreparedLinear> linear;
+};
+
+DecoderHead::DecoderHead(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+DecoderHead::~DecoderHead() = default;
+size_t DecoderHead::resident_bytes() const { return impl_->linear->resident_bytes(); }
+
+absl::StatusOr<std::unique_ptr<DecoderHead>> DecoderHead::Prepare(Backend& backend,
+                                                                  const DecoderConfig& config,
+                                                                  const WeightSource& source,
+                                                                  Mode mode) {
+  if (config.final_softcap != 0.0f) {
+    return absl::UnimplementedError("config.json: final_logit_softcapping is not supported");
+  }
+  auto impl = std::make_unique<Impl>();
+  impl->backend = &backend;
+  impl->config = config;
+  auto norm = UploadVector(backend, source, "model.norm.weight", config.hidden);
+  if (!norm.ok()) return norm.status();
+  impl->norm = *std::move(norm);
+  const bool own_head = source.HasWeight("lm_head");
+  if (!own_head && !config.tied_head) {
+    return absl::InvalidArgumentError(
+        "lm_head.weight is missing and config.json says tie_word_embeddings: false");
+  }
+  auto linear = PrepareLinears(
+      backend, source,
+      {{own_head ? "lm_head" : "model.embed_tokens", config.vocab, config.hidden, false}}, mode);
+  if (!linear.ok()) return linear.status();
+  impl->linear = *std::move(linear);
+  return std::unique_ptr<DecoderHead>(new DecoderHead(std::move(impl)));
+}
+
+float* DecoderHead::Forward(const int32_t* rows, int64_t num_rows, Workspace& workspace,
+                            bool has_delta) const {
+  const Impl& head = *impl_;
+  const Workspace::Impl& work = workspace.impl();
+  float* logits = work.logits->as<float>();
+  const ActSet in = work.Acts(head.linear->input_formats(), head.config.hidden);
+  head.backend->RmsNorm({.x = workspace.residual(),
+                         .delta = has_delta ? workspace.delta() : Floats{},
+                         .weight = head.norm->as<float>(),
+                         .weight_offset = head.config.norm_weight_offset,
+                         .eps = head.config.norm_eps,
+                         .dim = head.config.hidden,
+                         .rows = rows,
+                         .num_rows = num_rows,
+                         .out = in});
+  head.backend->Linear({.linear = head.linear.get(),
+                        .in = in,
+                        .rows = num_rows,
+                        .out = {Floats{logits, DType::kF32}}});
+  return logits;
+}
+
 struct Decoder::Impl {
   Backend* backend = nullptr;
   DecoderConfig config;
   DecoderOptions options;
   std::unique_ptr<PreparedEmbedding> embedding;
   std::vector<std::unique_ptr<DecoderBlock>> blocks;
-  std::unique_ptr<Buffer> final_norm;  // (hidden) f32
-  std::unique_ptr<PreparedLinear> head;
+  std::unique_ptr<DecoderHead> head;
   std::unique_ptr<RopeBuffers> rope;
   std::unique_ptr<Workspace> workspace;
   size_t resident_bytes = 0;
@@ -62,17 +120,14 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(Backend& backend,
                                                        const DecoderConfig& config,
                                                        const WeightSource& source,
                                                        const DecoderOptions& options) {
-  if (config.final_softcap != 0.0f) {
-    return absl::UnimplementedError("config.json: final_logit_softcapping is not supported");
-  }
   auto impl = std::make_unique<Impl>();
   impl->backend = &backend;
   impl->config = config;
   impl->options = options;
   if (impl->options.max_context <= 0) impl->options.max_context = config.max_positions;
   if (impl->options.max_context > MaxContext(config)) {
-    return absl::InvalidArgumentError(absl::StrCat("max_context is ", options.max_context,
-                                                   "; the model allows 1..", MaxContext(config)));
+    return absl::InvalidArgumentError(
+        Cat("max_context is ", options.max_context, "; the model allows 1..", MaxContext(config)));
   }
 
   auto table = CheckedWeight(source, "model.embed_tokens", config.vocab, config.hidden);
@@ -81,6 +136,10 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(Backend& backend,
   if (!embedding.ok()) return embedding.status();
   impl->embedding = *std::move(embedding);
   impl->resident_bytes += impl->embedding->resident_bytes();
+  auto head = DecoderHead::Prepare(backend, config, source, options.mode);
+  if (!head.ok()) return head.status();
+  impl->head = *std::move(head);
+  impl->resident_bytes += impl->head->resident_bytes();
 
   for (int layer = 0; layer < config.layers; ++layer) {
     auto block = DecoderBlock::Prepare(backend, config, layer, source, options.mode);
@@ -88,23 +147,6 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(Backend& backend,
     impl->resident_bytes += (*block)->resident_bytes();
     impl->blocks.push_back(*std::move(block));
   }
-
-  auto norm = UploadVector(backend, source, "model.norm.weight", config.hidden);
-  if (!norm.ok()) return norm.status();
-  impl->final_norm = *std::move(norm);
-  // A tied head is the embedding table unless the checkpoint stores a head of its own.
-  const bool own_head = source.HasWeight("lm_head");
-  if (!own_head && !config.tied_head) {
-    return absl::InvalidArgumentError(
-        "lm_head.weight is missing and config.json says tie_word_embeddings: false");
-  }
-  auto head = PrepareLinears(
-      backend, source,
-      {{own_head ? "lm_head" : "model.embed_tokens", config.vocab, config.hidden, false}},
-      options.mode);
-  if (!head.ok()) return head.status();
-  impl->head = *std::move(head);
-  impl->resident_bytes += impl->head->resident_bytes();
 
   auto rope = RopeBuffers::Make(backend, config, impl->options.max_context);
   if (!rope.ok()) return rope.status();
@@ -118,7 +160,6 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(Backend& backend,
 float* Decoder::Forward(const BatchView& batch, const KvPool& kv) {
   Impl& model = *impl_;
   Workspace& workspace = *model.workspace;
-  const Workspace::Impl& work = workspace.impl();
   Backend& backend = *model.backend;
   NIBBLE_CHECK(batch.rows <= model.options.max_rows);
   NIBBLE_CHECK(batch.num_logits <= model.options.max_logit_rows);
@@ -132,23 +173,8 @@ float* Decoder::Forward(const BatchView& batch, const KvPool& kv) {
     model.blocks[layer]->Forward(batch, kv, static_cast<int>(layer), *model.rope, workspace,
                                  /*has_delta=*/layer > 0);
   }
-  float* logits = work.logits->as<float>();
-  if (batch.num_logits == 0) return logits;
-  const ActSet in = work.Acts(model.head->input_formats(), model.config.hidden);
-  backend.RmsNorm({.x = workspace.residual(),
-                   .delta = workspace.delta(),
-                   .weight = model.final_norm->as<float>(),
-                   .weight_offset = model.config.norm_weight_offset,
-                   .eps = model.config.norm_eps,
-                   .dim = model.config.hidden,
-                   .rows = batch.logit_rows,
-                   .num_rows = batch.num_logits,
-                   .out = in});
-  backend.Linear({.linear = model.head.get(),
-                  .in = in,
-                  .rows = batch.num_logits,
-                  .out = {Floats{logits, DType::kF32}}});
-  return logits;
+  if (batch.num_logits == 0) return nullptr;
+  return model.head->Forward(batch.logit_rows, batch.num_logits, workspace, /*has_delta=*/true);
 }
 
 }  // namespace nibble

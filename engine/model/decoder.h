@@ -86,6 +86,27 @@ class DecoderBlock {
   std::unique_ptr<Impl> impl_;
 };
 
+// What follows the blocks: final norm and head.
+class DecoderHead {
+ public:
+  // A tied head is the embedding table unless the source stores a head of its own. Unimplemented if
+  // the configuration caps final logits. The source is not needed afterwards.
+  static absl::StatusOr<std::unique_ptr<DecoderHead>> Prepare(Backend& backend,
+                                                              const DecoderConfig& config,
+                                                              const WeightSource& source,
+                                                              Mode mode);
+  ~DecoderHead();
+  // residual (+ delta, if has_delta) in `workspace` -> logits (num_rows, vocab) f32 in backend
+  // memory, valid until the workspace is used again. `rows` as in RmsNormArgs.
+  float* Forward(const int32_t* rows, int64_t num_rows, Workspace& workspace, bool has_delta) const;
+  size_t resident_bytes() const;
+
+ private:
+  struct Impl;
+  explicit DecoderHead(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
 class RopeBuffers {
  public:
   static absl::StatusOr<std::unique_ptr<RopeBuffers>> Make(Backend& backend,
@@ -130,8 +151,8 @@ class Decoder {
   size_t resident_bytes() const;  // prepared weights, tables and workspace
 
   // Runs one step: appends to `kv`, returns logits (batch.num_logits, vocab) f32 in backend memory,
-  // valid until the next Forward. Needs batch.rows <= max_rows, batch.num_logits <= max_logit_rows,
-  // positions < max_context.
+  // valid until the next Forward (nullptr if num_logits is 0). Needs batch.rows <= max_rows,
+  // batch.num_logits <= max_logit_rows, positions < max_context.
   float* Forward(const BatchView& batch, const KvPool& kv);
 
  private:

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <vector>
 
-#include "absl/strings/str_cat.h"
+#include "engine/base/cat.h"
 #include "engine/model/decoder.h"
 #include "engine/model/load.h"
 #include "engine/model/workspace.h"
@@ -20,7 +20,7 @@ const std::vector<std::string>& GroupModules(InputGroup group) {
 }
 
 std::string BlockModule(int layer, std::string_view relative) {
-  return absl::StrCat("model.layers.", layer, ".", std::string(relative));
+  return Cat("model.layers.", layer, ".", std::string(relative));
 }
 
 struct DecoderBlock::Impl {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/model/load.h"
 
-#include "absl/strings/str_cat.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 
@@ -10,9 +10,8 @@ absl::StatusOr<WeightView> CheckedWeight(const WeightSource& source, const std::
   auto weight = source.Weight(module);
   if (!weight.ok()) return weight.status();
   if (weight->rows != rows || weight->cols != cols) {
-    return absl::InvalidArgumentError(absl::StrCat(module, " has shape [", weight->rows, ", ",
-                                                   weight->cols, "]; config.json calls for [", rows,
-                                                   ", ", cols, "]"));
+    return absl::InvalidArgumentError(Cat(module, " has shape [", weight->rows, ", ", weight->cols,
+                                          "]; config.json calls for [", rows, ", ", cols, "]"));
   }
   return weight;
 }
@@ -23,7 +22,7 @@ static absl::StatusOr<std::vector<float>> CheckedVector(const WeightSource& sour
   if (!values.ok()) return values.status();
   if (static_cast<int64_t>(values->size()) != size) {
     return absl::InvalidArgumentError(
-        absl::StrCat(tensor, " has ", values->size(), " elements; config.json calls for ", size));
+        Cat(tensor, " has ", values->size(), " elements; config.json calls for ", size));
   }
   return values;
 }

@@ -19,7 +19,7 @@
 #include "absl/status/statusor.h"
 #include "engine/artifact/file_system.h"
 #include "engine/artifact/safetensors.h"
-#include "engine/quant/activation_store.h"
+#include "engine/model/activation_store.h"
 #include "engine/quant/block_quantizer.h"
 #include "engine/quant/pipeline.h"
 

@@ -10,11 +10,13 @@
 
 #include "absl/status/statusor.h"
 #include "engine/artifact/checkpoint.h"
+#include "engine/model/activation_store.h"
+#include "engine/model/blockwise_forward.h"
 #include "engine/model/decoder.h"
 #include "engine/quant/algorithm.h"
-#include "engine/quant/calibration.h"
 #include "engine/quant/quantized_weight.h"
 #include "engine/quant/recipe.h"
+#include "engine/quant/statistics.h"
 
 namespace nibble {
 
@@ -62,7 +64,7 @@ class BlockQuantizer {
     const DecoderConfig* config;
     const Checkpoint* source;
     Backend* backend;
-    Calibration* calibration;  // nullptr where the recipe needs none
+    BlockwiseForward* calibration;  // nullptr where the recipe needs none
     int threads;
     std::function<void(const ModuleError&)> on_module;  // after each module
     std::function<void(std::string_view)> log;

@@ -19,13 +19,14 @@
 #include "engine/artifact/source_files.h"
 #include "engine/base/cat.h"
 #include "engine/eval/documents.h"
-#include "engine/eval/evaluate.h"
+#include "engine/model/activation_store.h"
+#include "engine/model/blockwise_forward.h"
 #include "engine/model/config.h"
 #include "engine/model/decoder.h"
 #include "engine/quant/assemble.h"
 #include "engine/quant/block_ledger.h"
 #include "engine/quant/block_quantizer.h"
-#include "engine/quant/calibration.h"
+#include "engine/quant/evaluate_artifact.h"
 #include "engine/quant/model_parts.h"
 #include "engine/quant/overlay_source.h"
 #include "engine/quant/report.h"
@@ -92,10 +93,6 @@ absl::Status ValidateSpec(const PipelineSpec& spec) {
   }
   return absl::OkStatus();
 }
-
-// Rows and context of the decoders that score the held-out text.
-constexpr int32_t kEvaluationRows = 256;
-constexpr int32_t kEvaluationWindow = 2048;
 
 absl::Status CheckTokens(const std::vector<Document>& documents, int32_t vocab,
                          const std::string& path) {
@@ -192,7 +189,7 @@ class Attempt {
   std::string samples_digest_;
   std::optional<ModelParts> parts_;  // embedding, head and final norm, once quantized
   std::unique_ptr<BlockLedger> ledger_;
-  std::unique_ptr<Calibration> calibration_;
+  std::unique_ptr<BlockwiseForward> calibration_;
   std::unique_ptr<ActivationStore> quantized_;  // the stream of the quantized prefix
   std::unique_ptr<ActivationStore> plain_;      // the stream of the float model
   Report report_;
@@ -302,6 +299,7 @@ absl::StatusOr<double> Attempt::Advance(int32_t layer, const QuantizedBlock& blo
     absl::StatusOr<std::unique_ptr<DecoderBlock>> prepared =
         DecoderBlock::Prepare(backend_, config_, layer, *source, Mode::kExact);
     if (!prepared.ok()) return prepared.status();
+    ReleaseBlock(*source_, layer);
     absl::Status status = calibration_->Run(**prepared, *stream, nullptr, /*advance=*/true);
     if (!status.ok()) return status;
   }
@@ -333,8 +331,9 @@ absl::Status Attempt::QuantizeBlocks() {
 
   if (!samples_.empty()) {
     Progress("calibrate", kDigestShare, "preparing calibration samples");
-    absl::StatusOr<std::unique_ptr<Calibration>> calibration = Calibration::Make(
-        backend_, config_, *FindKvFormat(spec_.recipe.kv_format), std::move(samples_), KeepGoing());
+    absl::StatusOr<std::unique_ptr<BlockwiseForward>> calibration = BlockwiseForward::Make(
+        backend_, config_, std::move(samples_),
+        {.kv = FindKvFormat(spec_.recipe.kv_format), .context = 0, .keep_going = KeepGoing()});
     if (!calibration.ok()) return calibration.status();
     calibration_ = *std::move(calibration);
     const int64_t rows = calibration_->rows();
@@ -356,6 +355,7 @@ absl::Status Attempt::QuantizeBlocks() {
       if (!status.ok()) return status;
       status = calibration_->Embed(*table, *plain_);
       if (!status.ok()) return status;
+      source_->Release("model.embed_tokens");
     }
   }
 
@@ -395,46 +395,19 @@ absl::Status Attempt::QuantizeBlocks() {
 }
 
 absl::Status Attempt::Evaluate(const std::string& artifact_dir) {
-  const double start = kDigestShare + kQuantizeShare + kWriteShare;
-  absl::StatusOr<std::unique_ptr<Checkpoint>> artifact = Checkpoint::Open(artifact_dir);
-  if (!artifact.ok()) return artifact.status();
-  absl::StatusOr<DecoderConfig> config = ParseDecoderConfig((*artifact)->config());
-  if (!config.ok()) return config.status();
-  const KvFormat& kv = *FindKvFormat(spec_.recipe.kv_format);
-  EvaluateOptions options;
-  options.max_predictions = spec_.eval_max_tokens;
-  options.bos_id = config_.bos_id;
-  options.keep_going = KeepGoing();
-  options.window = std::min(config_.max_positions, kEvaluationWindow);
-
-  DecoderOptions load;
-  load.mode = Mode::kExact;
-  load.max_rows = kEvaluationRows;
-  load.max_logit_rows = kEvaluationRows;
-  load.max_context = options.window;
-  absl::StatusOr<std::unique_ptr<Decoder>> reference =
-      Decoder::Load(backend_, config_, *source_, load);
-  if (!reference.ok()) return reference.status();
-  int step = 0;
-  for (const auto& [mode, score] : {std::pair<Mode, QualityScore*>(Mode::kExact, &report_.exact),
-                                    {Mode::kFast, &report_.fast}}) {
-    load.mode = mode;
-    Progress("evaluate", start + kEvaluateShare * step++ / 2,
-             mode == Mode::kExact ? "artifact, exact" : "artifact, fast");
-    absl::StatusOr<std::unique_ptr<Decoder>> model =
-        Decoder::Load(backend_, *config, **artifact, load);
-    if (!model.ok()) return model.status();
-    absl::StatusOr<Evaluation> evaluation =
-        nibble::Evaluate(**model, reference->get(), evaluation_, kv, options);
-    if (!evaluation.ok()) return evaluation.status();
-    *score = ScoreOf(*evaluation);
-    report_.baseline.nll = evaluation->reference_nll();
-    report_.baseline.perplexity = std::exp(report_.baseline.nll);
-    report_.baseline.predictions = evaluation->predictions();
-  }
-  report_.evaluated = true;
-  CheckGate(report_);
-  return absl::OkStatus();
+  ArtifactEvaluation evaluation;
+  evaluation.spec = &spec_;
+  evaluation.config = &config_;
+  evaluation.source = source_.get();
+  evaluation.documents = &evaluation_;
+  evaluation.artifact_dir = artifact_dir;
+  evaluation.spill_directory = work_dir_;
+  evaluation.keep_going = KeepGoing();
+  evaluation.progress = [this](double fraction, const std::string& message) {
+    const double start = kDigestShare + kQuantizeShare + kWriteShare;
+    Progress("evaluate", start + kEvaluateShare * fraction, message);
+  };
+  return EvaluateArtifact(evaluation, backend_, report_);
 }
 
 absl::StatusOr<PipelineResult> Attempt::Run() {
@@ -448,6 +421,7 @@ absl::StatusOr<PipelineResult> Attempt::Run() {
   absl::StatusOr<ArtifactSummary> artifact =
       Assemble({&spec_, &config_, &*parts_, ledger_.get()}, fs_, directory, host_, report_);
   if (!artifact.ok()) return artifact.status();
+  parts_.reset();
   report_.seconds["write"] = clock_.Lap();
   if (!evaluation_.empty()) {
     if (absl::Status status = Evaluate(directory); !status.ok()) return status;

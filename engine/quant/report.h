@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/eval/evaluate.h"
+#include "engine/eval/evaluation.h"
 #include "engine/quant/block_quantizer.h"
 #include "engine/quant/pipeline.h"
 

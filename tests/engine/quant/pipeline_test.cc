@@ -8,63 +8,32 @@
 #include <filesystem>
 #include <limits>
 #include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
 #include "engine/artifact/checkpoint.h"
 #include "engine/artifact/manifest.h"
 #include "engine/artifact/source_files.h"
-#include "tests/engine/quant/tiny_model.h"
+#include "tests/engine/quant/test_host.h"
 #include "tests/support/fault_fs.h"
 #include "tests/support/shared_data.h"
 #include "tests/support/temp_dir.h"
+#include "tests/support/tiny_model.h"
 
 namespace nibble {
 namespace {
 
 using ::testing::AllOf;
 using ::testing::Contains;
+using ::testing::Field;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
+using testing::TestHost;
 using testing::TinyModel;
 using testing::TinyModelOptions;
 
 namespace stdfs = std::filesystem;
-
-class TestHost final : public JobHost {
- public:
-  std::vector<PipelineCheckpoint> Checkpoints() override { return checkpoints; }
-  absl::Status Commit(const PipelineCheckpoint& checkpoint) override {
-    checkpoints.push_back(checkpoint);
-    ++commits;
-    return absl::OkStatus();
-  }
-  void Report(const PipelineProgress& progress) override {
-    EXPECT_GE(progress.fraction, last_fraction);
-    EXPECT_LE(progress.fraction, 1.0);
-    last_fraction = progress.fraction;
-    phases.insert(progress.phase);
-  }
-  void Log(std::string_view line) override { log.emplace_back(line); }
-  absl::Status KeepGoing() override {
-    ++asked;
-    if (commits >= stop_after_commits || asked > stop_after_asked) {
-      return absl::AbortedError("stopped by the test");
-    }
-    return absl::OkStatus();
-  }
-
-  std::vector<PipelineCheckpoint> checkpoints;
-  std::vector<std::string> log;
-  std::set<std::string> phases;
-  double last_fraction = 0;
-  int commits = 0;
-  int asked = 0;
-  int stop_after_commits = std::numeric_limits<int>::max();
-  int stop_after_asked = std::numeric_limits<int>::max();
-};
 
 class PipelineTest : public ::testing::Test {
  protected:
@@ -164,7 +133,7 @@ TEST_F(PipelineTest, EveryRecipeMakesAnArtifactThatTheReaderOpens) {
     }
     EXPECT_EQ(nlohmann::json::parse(ReadFile(result->artifact_dir + "/report.json")), report);
     EXPECT_THAT(ReadFile(result->artifact_dir + "/report.html"), HasSubstr("mlp.down_proj"));
-    EXPECT_THAT(host.phases, Contains("quantize"));
+    EXPECT_THAT(host.progress, Contains(Field(&PipelineProgress::phase, "quantize")));
   }
 }
 

@@ -26,8 +26,8 @@
 #include "kernels/check.h"
 #include "nibble/v1/quantization.grpc.pb.h"
 #include "services/common/server.h"
-#include "tests/engine/quant/tiny_model.h"
 #include "tests/support/temp_dir.h"
+#include "tests/support/tiny_model.h"
 
 namespace nibble {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The live activations between two blocks: one row per calibration token.
+// The live activations between two blocks: one row per token.
 #pragma once
 
 #include <cstdint>

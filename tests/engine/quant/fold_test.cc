@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Parts of the pipeline: folding, calibration, spilled activations.
+// Folding, and the statistics that the factors come from.
+#include "engine/quant/fold.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -7,15 +9,15 @@
 #include <memory>
 
 #include "engine/artifact/checkpoint.h"
+#include "engine/model/activation_store.h"
+#include "engine/model/blockwise_forward.h"
 #include "engine/model/config.h"
-#include "engine/quant/activation_store.h"
 #include "engine/quant/block_quantizer.h"
-#include "engine/quant/calibration.h"
-#include "engine/quant/fold.h"
 #include "engine/quant/overlay_source.h"
+#include "engine/quant/statistics.h"
 #include "tests/engine/quant/random_matrix.h"
-#include "tests/engine/quant/tiny_model.h"
 #include "tests/support/temp_dir.h"
+#include "tests/support/tiny_model.h"
 
 namespace nibble {
 namespace {
@@ -25,13 +27,14 @@ using testing::TinyModelOptions;
 
 // A tiny model, opened, with samples and a stream of embeddings.
 struct Fixture {
-  Fixture(const TinyModelOptions& options, std::vector<Document> documents) {
+  Fixture(const TinyModelOptions& options, std::vector<std::vector<int32_t>> documents) {
     TinyModel(dir.File("model"), options);
     source = *Checkpoint::Open(dir.File("model"));
     config = *ParseDecoderConfig(source->config());
     backend = *MakeCpuBackend({2, ""});
-    calibration = *Calibration::Make(*backend, config, *FindKvFormat("f32"), std::move(documents),
-                                     [] { return absl::OkStatus(); });
+    calibration =
+        *BlockwiseForward::Make(*backend, config, std::move(documents),
+                                {.kv = FindKvFormat("f32"), .context = 0, .keep_going = {}});
     stream = *ActivationStore::Make(calibration->rows(), config.hidden, false, dir.path());
     EXPECT_TRUE(calibration->Embed(*source->Weight("model.embed_tokens"), *stream).ok());
   }
@@ -64,12 +67,12 @@ struct Fixture {
   std::unique_ptr<Checkpoint> source;
   DecoderConfig config;
   std::unique_ptr<Backend> backend;
-  std::unique_ptr<Calibration> calibration;
+  std::unique_ptr<BlockwiseForward> calibration;
   std::unique_ptr<ActivationStore> stream;
 };
 
-std::vector<Document> Samples(int count, int length) {
-  std::vector<Document> samples(static_cast<size_t>(count));
+std::vector<std::vector<int32_t>> Samples(int count, int length) {
+  std::vector<std::vector<int32_t>> samples(static_cast<size_t>(count));
   for (int i = 0; i < count; ++i) {
     for (int t = 0; t < length; ++t)
       samples[static_cast<size_t>(i)].push_back((i + 3 * t * t) % 90);
@@ -149,7 +152,7 @@ TEST(FindFoldTarget, HasNoneForSharedValueHeads) {
   EXPECT_TRUE(FindFoldTarget(config, InputGroup::kQkv).has_value());
 }
 
-TEST(Calibration, StatisticsAreThoseOfTheInputs) {
+TEST(StatisticsCollector, StatisticsAreThoseOfTheInputs) {
   Fixture fixture({.layers = 1}, Samples(3, 20));
   const InputStatistics s = fixture.Observe(*fixture.source, InputGroup::kQkv);
   ASSERT_EQ(s.samples.rows, 60);  // fewer tokens than samples are kept: all of them
@@ -172,26 +175,7 @@ TEST(Calibration, StatisticsAreThoseOfTheInputs) {
   }
 }
 
-TEST(Calibration, ALongSampleInSeveralStepsGivesTheBitsOfAShortOne) {
-  // Attention is causal, so the first 1000 tokens of 1500 give what they give alone.
-  Fixture both({.layers = 1}, Samples(1, 1500));
-  Fixture start({.layers = 1}, Samples(1, 1000));
-  const std::vector<float> whole = both.Outputs(*both.source);
-  const std::vector<float> part = start.Outputs(*start.source);
-  EXPECT_TRUE(std::equal(part.begin(), part.end(), whole.begin()));
-  EXPECT_EQ(both.calibration->rows(), 1500);
-}
-
-TEST(Calibration, SamplesDoNotSeeEachOther) {
-  std::vector<Document> documents = Samples(5, 30);
-  Fixture all({.layers = 1}, documents);
-  Fixture alone({.layers = 1}, {documents[3]});
-  const std::vector<float> whole = all.Outputs(*all.source);
-  const std::vector<float> part = alone.Outputs(*alone.source);
-  EXPECT_TRUE(std::equal(part.begin(), part.end(), whole.begin() + 3 * 30 * 64));
-}
-
-TEST(Calibration, ActivationsThatAreNotFiniteAreNamed) {
+TEST(StatisticsCollector, ActivationsThatAreNotFiniteAreNamed) {
   Fixture fixture({.layers = 1}, Samples(2, 8));
   std::vector<float> row(64, 1.0f);
   row[3] = INFINITY;
@@ -206,22 +190,6 @@ TEST(Calibration, ActivationsThatAreNotFiniteAreNamed) {
   const absl::StatusOr<InputStatistics> taken = collector.Take(InputGroup::kQkv, "layers.7.q_proj");
   EXPECT_EQ(taken.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(taken.status().message()), ::testing::HasSubstr("layers.7.q_proj"));
-}
-
-TEST(ActivationStore, KeepsRowsInMemoryAndInAFileThatHasNoName) {
-  TempDir dir;
-  for (const bool spill : {false, true}) {
-    auto store = ActivationStore::Make(10, 3, spill, dir.path());
-    ASSERT_TRUE(store.ok()) << store.status();
-    EXPECT_EQ((*store)->spilled(), spill);
-    const std::vector<float> rows = {1, 2, 3, 4, 5, 6};
-    ASSERT_TRUE((*store)->Write(4, 2, rows.data()).ok());
-    std::vector<float> back(12);
-    ASSERT_TRUE((*store)->Read(3, 4, back.data()).ok());
-    EXPECT_EQ(back, (std::vector<float>{0, 0, 0, 1, 2, 3, 4, 5, 6, 0, 0, 0}));
-    EXPECT_TRUE(std::filesystem::is_empty(dir.path()));
-  }
-  EXPECT_FALSE(ActivationStore::Make(10, 3, true, dir.File("nowhere")).ok());
 }
 
 }  // namespace

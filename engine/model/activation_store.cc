@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "engine/quant/activation_store.h"
+#include "engine/model/activation_store.h"
 
 #include <fcntl.h>
 #include <stdlib.h>

@@ -30,6 +30,7 @@ struct TinyModelOptions {
   bool tied = true;
   bool bf16 = true;  // otherwise f32
   bool bias = false;
+  int sliding_window = 0;  // tokens, of a Mistral; 0 = a Llama, without one
   uint32_t seed = 1;
   std::string not_a_number = "";  // a tensor whose first value is NaN
 };
@@ -61,25 +62,28 @@ class TinyModel {
 
  private:
   void WriteConfig(const std::string& directory) const {
-    const nlohmann::json config = {{"architectures", {"LlamaForCausalLM"}},
-                                   {"model_type", "llama"},
-                                   {"hidden_size", options_.hidden},
-                                   {"intermediate_size", options_.intermediate},
-                                   {"num_hidden_layers", options_.layers},
-                                   {"num_attention_heads", options_.heads},
-                                   {"num_key_value_heads", options_.kv_heads},
-                                   {"head_dim", options_.head_dim},
-                                   {"vocab_size", options_.vocab},
-                                   {"max_position_embeddings", 2048},
-                                   {"rms_norm_eps", 1e-5},
-                                   {"rope_theta", 10000.0},
-                                   {"hidden_act", "silu"},
-                                   {"attention_bias", options_.bias},
-                                   {"mlp_bias", options_.bias},
-                                   {"tie_word_embeddings", options_.tied},
-                                   {"bos_token_id", 1},
-                                   {"eos_token_id", 2},
-                                   {"torch_dtype", options_.bf16 ? "bfloat16" : "float32"}};
+    const bool windowed = options_.sliding_window > 0;
+    nlohmann::json config = {
+        {"architectures", {windowed ? "MistralForCausalLM" : "LlamaForCausalLM"}},
+        {"model_type", windowed ? "mistral" : "llama"},
+        {"hidden_size", options_.hidden},
+        {"intermediate_size", options_.intermediate},
+        {"num_hidden_layers", options_.layers},
+        {"num_attention_heads", options_.heads},
+        {"num_key_value_heads", options_.kv_heads},
+        {"head_dim", options_.head_dim},
+        {"vocab_size", options_.vocab},
+        {"max_position_embeddings", 2048},
+        {"rms_norm_eps", 1e-5},
+        {"rope_theta", 10000.0},
+        {"hidden_act", "silu"},
+        {"attention_bias", options_.bias},
+        {"mlp_bias", options_.bias},
+        {"tie_word_embeddings", options_.tied},
+        {"bos_token_id", 1},
+        {"eos_token_id", 2},
+        {"torch_dtype", options_.bf16 ? "bfloat16" : "float32"}};
+    if (windowed) config["sliding_window"] = options_.sliding_window;
     std::ofstream(directory + "/config.json") << config.dump(2);
   }
 
