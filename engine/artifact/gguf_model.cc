@@ -166,6 +166,14 @@ absl::Status ReadId(const GgufFile& file, std::string_view key, int64_t tokens,
   return absl::OkStatus();
 }
 
+absl::Status ReadText(const GgufFile& file, std::string_view key, std::string& out) {
+  if (file.Find(key) == nullptr) return absl::OkStatus();
+  absl::StatusOr<std::string> text = file.Text(key);
+  if (!text.ok()) return text.status();
+  out = *std::move(text);
+  return absl::OkStatus();
+}
+
 absl::Status ReadFlag(const GgufFile& file, std::string_view key, std::optional<bool>& out) {
   if (file.Find(key) == nullptr) return absl::OkStatus();
   absl::StatusOr<int64_t> flag = file.Integer(key);
@@ -299,7 +307,9 @@ absl::StatusOr<GgufVocab> GgufVocabulary(const GgufFile& file) {
         ReadId(file, "tokenizer.ggml.eot_token_id", count, vocab.eot_token_id),
         ReadId(file, "tokenizer.ggml.unknown_token_id", count, vocab.unknown_token_id),
         ReadFlag(file, "tokenizer.ggml.add_bos_token", vocab.add_bos_token),
-        ReadFlag(file, "tokenizer.ggml.add_space_prefix", vocab.add_space_prefix)}) {
+        ReadFlag(file, "tokenizer.ggml.add_space_prefix", vocab.add_space_prefix),
+        ReadText(file, "tokenizer.ggml.pre", vocab.pre),
+        ReadText(file, "tokenizer.chat_template", vocab.chat_template)}) {
     if (!check.ok()) return check;
   }
   if (const GgufValue* scores = file.Find("tokenizer.ggml.scores")) {
@@ -311,12 +321,6 @@ absl::StatusOr<GgufVocab> GgufVocabulary(const GgufFile& file) {
   if (const GgufValue* merges = file.Find("tokenizer.ggml.merges")) {
     vocab.merges.assign(merges->texts.begin(), merges->texts.end());
   }
-  const auto text = [&file](std::string_view key) {
-    absl::StatusOr<std::string> value = file.Text(key);
-    return value.ok() ? *std::move(value) : std::string();
-  };
-  vocab.pre = text("tokenizer.ggml.pre");
-  vocab.chat_template = text("tokenizer.chat_template");
   return vocab;
 }
 

@@ -9,19 +9,12 @@
 #include <vector>
 
 #include "engine/base/cat.h"
-#include "engine/base/json.h"
-#include "engine/tokenizer/pre_tokenizer.h"
+#include "engine/tokenizer/gguf_vocab.h"
 
 namespace nibble {
 namespace {
 
 using nlohmann::json;
-
-// Token types of GGUF, which are those of sentencepiece.
-constexpr int32_t kNormal = 1;
-constexpr int32_t kUnknown = 2;
-constexpr int32_t kControl = 3;
-constexpr int32_t kUserDefined = 4;
 
 // Protobuf wire format: https://protobuf.dev/programming-guides/encoding.
 std::string Varint(uint64_t value) {
@@ -47,16 +40,12 @@ std::string FloatField(uint32_t field, float value) {
   return bytes;
 }
 
-int32_t TypeOf(const GgufVocab& vocab, size_t id) {
-  return id < vocab.token_type.size() ? vocab.token_type[id] : kNormal;
-}
-
 // Field numbers: google/sentencepiece, sentencepiece_model.proto.
 std::string SentencePieceProto(const GgufVocab& vocab) {
   std::string proto;
   for (size_t id = 0; id < vocab.tokens.size(); ++id) {
     proto += BytesField(1, BytesField(1, vocab.tokens[id]) + FloatField(2, vocab.scores[id]) +
-                               VarintField(3, static_cast<uint64_t>(TypeOf(vocab, id))));
+                               VarintField(3, static_cast<uint64_t>(vocab.TypeOf(id))));
   }
   const auto id = [](const std::optional<int32_t>& value, int32_t fallback) {
     return static_cast<uint64_t>(value.value_or(fallback));
@@ -72,46 +61,20 @@ std::string SentencePieceProto(const GgufVocab& vocab) {
   return proto;
 }
 
-struct WordPattern {
-  std::string_view name;  // tokenizer.ggml.pre
-  const char* expression;
-  bool ignore_merges;  // a word that is a token is taken whole
-};
-
-absl::StatusOr<WordPattern> FindPattern(const std::string& name) {
-  const WordPattern patterns[] = {
-      {"gpt-2", kGpt2Split, false},
-      {"llama-bpe", kLlama3Split, true},
-      {"llama3", kLlama3Split, true},
-      {"llama-v3", kLlama3Split, true},
-      {"qwen2", kQwen2Split, false},
-      {"smaug-bpe", kLlama3Split, true},
-      {"deepseek-r1-qwen", kQwen2Split, false},
-  };
-  std::string known;
-  for (const WordPattern& pattern : patterns) {
-    if (pattern.name == name) return pattern;
-    known += Cat(known.empty() ? "" : ", ", pattern.name);
-  }
-  return absl::UnimplementedError(
-      Cat("tokenizer.ggml.pre is ", ShownJson(name), ", known are ", known));
-}
-
-absl::StatusOr<std::string> TokenizerJson(const GgufVocab& vocab, bool add_bos) {
-  absl::StatusOr<WordPattern> pattern = FindPattern(vocab.pre);
-  if (!pattern.ok()) return pattern.status();
+std::string TokenizerJson(const GgufVocab& vocab, bool add_bos) {
+  const GgufPre& pre = *FindGgufPre(vocab.pre);
   json tokens = json::object();
   json added = json::array();
   for (size_t id = 0; id < vocab.tokens.size(); ++id) {
-    const int32_t type = TypeOf(vocab, id);
-    if (type == kUnknown || type == kControl || type == kUserDefined) {
+    const GgufTokenType type = vocab.TypeOf(id);
+    if (IsAddedToken(type)) {
       added.push_back({{"id", id},
                        {"content", vocab.tokens[id]},
                        {"single_word", false},
                        {"lstrip", false},
                        {"rstrip", false},
                        {"normalized", false},
-                       {"special", type != kUserDefined}});
+                       {"special", type != GgufTokenType::kUserDefined}});
     }
     tokens[vocab.tokens[id]] = id;
   }
@@ -120,7 +83,7 @@ absl::StatusOr<std::string> TokenizerJson(const GgufVocab& vocab, bool add_bos) 
                            {"trim_offsets", true},
                            {"use_regex", false}};
   const json split = {{"type", "Split"},
-                      {"pattern", {{"Regex", pattern->expression}}},
+                      {"pattern", {{"Regex", pre.expression}}},
                       {"behavior", "Isolated"},
                       {"invert", false}};
   json processor;
@@ -157,39 +120,18 @@ absl::StatusOr<std::string> TokenizerJson(const GgufVocab& vocab, bool add_bos) 
         {"end_of_word_suffix", json()},
         {"fuse_unk", false},
         {"byte_fallback", false},
-        {"ignore_merges", pattern->ignore_merges},
+        {"ignore_merges", pre.ignore_merges},
         {"vocab", tokens},
         {"merges", vocab.merges}}}};
   return document.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
 }
 
-absl::Status Check(const GgufVocab& vocab) {
-  const size_t count = vocab.tokens.size();
-  if (vocab.model != "llama" && vocab.model != "gpt2") {
-    return absl::UnimplementedError(
-        Cat("tokenizer.ggml.model is ", ShownJson(vocab.model), ", known are llama, gpt2"));
-  }
-  if (vocab.model == "llama" && vocab.scores.size() != count) {
-    return absl::InvalidArgumentError(Cat("tokenizer.ggml.scores has ", vocab.scores.size(),
-                                          " elements, tokenizer.ggml.tokens has ", count));
-  }
-  for (const std::optional<int32_t>& id :
-       {vocab.bos_token_id, vocab.eos_token_id, vocab.eot_token_id, vocab.unknown_token_id}) {
-    if (id.has_value() && (*id < 0 || static_cast<size_t>(*id) >= count)) {
-      return absl::InvalidArgumentError(Cat("a special token of the tokenizer has the id ", *id,
-                                            ", must be in 0..", static_cast<int64_t>(count) - 1));
-    }
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 absl::StatusOr<std::map<std::string, std::string>> TokenizerFiles(const GgufVocab& vocab) {
-  if (absl::Status status = Check(vocab); !status.ok()) return status;
+  if (absl::Status status = CheckGgufVocab(vocab); !status.ok()) return status;
   const bool scores = vocab.model == "llama";
-  const bool default_bos = scores || vocab.pre == "llama-bpe";
-  const bool add_bos = vocab.add_bos_token.value_or(default_bos) && vocab.bos_token_id.has_value();
+  const bool add_bos = GgufAddsBos(vocab);
   std::map<std::string, std::string> files;
   json config = {{"tokenizer_class", scores ? "LlamaTokenizer" : "PreTrainedTokenizerFast"},
                  {"add_bos_token", add_bos}};
@@ -205,9 +147,7 @@ absl::StatusOr<std::map<std::string, std::string>> TokenizerFiles(const GgufVoca
     files["tokenizer.model"] = SentencePieceProto(vocab);
     return files;
   }
-  absl::StatusOr<std::string> document = TokenizerJson(vocab, add_bos);
-  if (!document.ok()) return document.status();
-  files["tokenizer.json"] = *std::move(document);
+  files["tokenizer.json"] = TokenizerJson(vocab, add_bos);
   return files;
 }
 

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "engine/tokenizer/tokenizer.h"
+#include "engine/tokenizer/gguf_vocab.h"
 
 namespace nibble {
 
@@ -14,7 +14,7 @@ namespace nibble {
 // Tokenizer::FromGguf makes of `vocab`:
 // - model "llama": tokenizer.model (sentencepiece's ModelProto) and tokenizer_config.json,
 // - model "gpt2": tokenizer.json and tokenizer_config.json.
-// InvalidArgument or Unimplemented naming the key if it is another model or word pattern.
+// The errors of CheckGgufVocab.
 absl::StatusOr<std::map<std::string, std::string>> TokenizerFiles(const GgufVocab& vocab);
 
 }  // namespace nibble

@@ -13,7 +13,6 @@ namespace nibble {
 namespace {
 
 constexpr size_t kMaxPieces = size_t{1} << 22;
-constexpr size_t kMaxPieceBytes = 1024;
 
 // One field of a protobuf message: https://protobuf.dev/programming-guides/encoding.
 struct WireField {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -9,6 +10,8 @@
 #include "absl/status/statusor.h"
 
 namespace nibble {
+
+inline constexpr size_t kMaxPieceBytes = 1024;  // of a piece's text
 
 // What a SentencePiece tokenizer.model says (sentencepiece_model.proto of google/sentencepiece,
 // Apache-2.0; field numbers from there).

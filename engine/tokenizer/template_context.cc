@@ -183,7 +183,10 @@ Value Context::Member(const Value& value, std::string_view name) {
   }
   const Value* found = nullptr;
   if (const Dict* dict = value.AsDict()) found = dict->Find(name);
-  if (const Namespace* space = value.AsNamespace()) found = space->Find(name);
+  if (const Namespace* space = value.AsNamespace()) {
+    if (!Charge(space->entries.size())) return Value();
+    found = space->Find(name);
+  }
   if (const Loop* loop = value.AsLoop()) return LoopMember(*loop, name);
   return found == nullptr ? Value::Missing(name) : *found;
 }

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -89,6 +90,14 @@ bool ApplyTest(std::string_view name, const Value& input, const CallArgs& args, 
 // receiver.name(args) on strings, lists and dictionaries
 Value CallMethod(const Value& receiver, std::string_view name, const CallArgs& args,
                  Context* context);
+
+// The functions that every template knows: range, namespace, dict, raise_exception, strftime_now.
+// `now`: seconds since 1970 UTC.
+Value CallFunction(Function function, const CallArgs& call, std::optional<int64_t> now,
+                   Context* context);
+// a op b, where op is one of + - * / // % **: Python's arithmetic, and its + and * of strings and
+// lists.
+Value Arithmetic(const Value& a, std::string_view op, const Value& b, Context* context);
 
 // Python's case conversions, by Unicode's rules.
 std::string Upper(std::string_view text);

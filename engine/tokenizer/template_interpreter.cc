@@ -2,8 +2,6 @@
 #include "engine/tokenizer/template_interpreter.h"
 
 #include <algorithm>
-#include <cmath>
-#include <ctime>
 
 #include "engine/base/cat.h"
 #include "engine/tokenizer/template_context.h"
@@ -14,7 +12,6 @@ namespace {
 
 constexpr size_t kMaxOutputBytes = size_t{16} << 20;
 constexpr int kMaxDepth = 400;  // of evaluations within each other, macros included
-constexpr int64_t kMaxRange = 100'000;
 
 enum class Flow { kNormal, kBreak, kContinue };
 
@@ -435,106 +432,7 @@ class Interpreter {
     const Value b = Evaluate(*expr.args[1]);
     if (context_.failed()) return Value();
     context_.set_line(expr.line);
-    const std::string& op = expr.text;
-    for (const Value* operand : {&a, &b}) {
-      if (const Undefined* undefined = operand->As<Undefined>()) {
-        context_.Fail(Cat("'", undefined->name, "' is undefined"));
-        return Value();
-      }
-    }
-    int64_t ia = 0;
-    int64_t ib = 0;
-    if (a.AsInt(&ia) && b.AsInt(&ib) && op != "/") return IntegerArithmetic(ia, op, ib);
-    double da = 0;
-    double db = 0;
-    if (a.AsNumber(&da) && b.AsNumber(&db)) return FloatArithmetic(da, op, db);
-    if (op == "+" && a.AsString() != nullptr && b.AsString() != nullptr) {
-      return context_.Text(*a.AsString() + *b.AsString());
-    }
-    if (op == "+" && a.AsList() != nullptr && b.AsList() != nullptr) {
-      std::vector<Value> items = a.AsList()->items;
-      items.insert(items.end(), b.AsList()->items.begin(), b.AsList()->items.end());
-      return context_.Items(std::move(items), a.AsList()->tuple);
-    }
-    if (op == "*" && b.AsInt(&ib)) return Repeat(a, ib);
-    if (op == "*" && a.AsInt(&ia)) return Repeat(b, ia);
-    context_.Fail(Cat("'", op, "' is not supported between ", a.TypeName(), " and ", b.TypeName()));
-    return Value();
-  }
-
-  Value Repeat(const Value& value, int64_t count) {
-    const uint64_t times = count < 0 ? 0 : static_cast<uint64_t>(count);
-    const uint64_t size = value.AsString() != nullptr ? value.AsString()->size()
-                          : value.AsList() != nullptr ? value.AsList()->items.size()
-                                                      : 0;
-    if (value.AsString() == nullptr && value.AsList() == nullptr) {
-      context_.Fail(Cat("a value of type ", value.TypeName(), " cannot be repeated"));
-      return Value();
-    }
-    if (size > 0 && times > Context::kMaxBytes / size) {
-      context_.ChargeBytes(Context::kMaxBytes + 1);
-      return Value();
-    }
-    if (const std::string* text = value.AsString()) {
-      if (!context_.ChargeBytes(size * times)) return Value();
-      std::string out;
-      for (uint64_t i = 0; i < times && size > 0; ++i) out += *text;
-      return Value::Of(std::move(out));
-    }
-    if (!context_.ChargeBytes(size * times * sizeof(Value))) return Value();
-    std::vector<Value> items;
-    for (uint64_t i = 0; i < times && size > 0; ++i) {
-      items.insert(items.end(), value.AsList()->items.begin(), value.AsList()->items.end());
-    }
-    return context_.Items(std::move(items), value.AsList()->tuple);
-  }
-
-  Value IntegerArithmetic(int64_t a, const std::string& op, int64_t b) {
-    int64_t result = 0;
-    bool overflow = false;
-    if (op == "+") {
-      overflow = __builtin_add_overflow(a, b, &result);
-    } else if (op == "-") {
-      overflow = __builtin_sub_overflow(a, b, &result);
-    } else if (op == "*") {
-      overflow = __builtin_mul_overflow(a, b, &result);
-    } else if (op == "**") {
-      if (b < 0) return FloatArithmetic(static_cast<double>(a), op, static_cast<double>(b));
-      result = 1;
-      // Beyond 64 only 0, 1 and -1 stay in range, and they repeat with period 2.
-      for (int64_t i = 0; i < (b > 64 ? 64 + b % 2 : b) && !overflow; ++i) {
-        overflow = __builtin_mul_overflow(result, a, &result);
-      }
-    } else {
-      if (b == 0) {
-        context_.Fail("division by zero");
-        return Value();
-      }
-      if (b == -1) {
-        overflow = op == "//" && __builtin_sub_overflow(int64_t{0}, a, &result);
-      } else {
-        // Python rounds down, and the remainder has the divisor's sign.
-        const int64_t remainder = a % b;
-        const bool adjust = remainder != 0 && (remainder < 0) != (b < 0);
-        result = op == "//" ? a / b - (adjust ? 1 : 0) : remainder + (adjust ? b : 0);
-      }
-    }
-    if (overflow) context_.Fail("integer overflow");
-    return context_.failed() ? Value() : Value::Of(result);
-  }
-
-  Value FloatArithmetic(double a, const std::string& op, double b) {
-    if (op == "+") return Value::Of(a + b);
-    if (op == "-") return Value::Of(a - b);
-    if (op == "*") return Value::Of(a * b);
-    if (op == "**") return Value::Of(std::pow(a, b));
-    if (b == 0) {
-      context_.Fail("division by zero");
-      return Value();
-    }
-    if (op == "/") return Value::Of(a / b);
-    const double quotient = std::floor(a / b);
-    return Value::Of(op == "//" ? quotient : a - quotient * b);
+    return Arithmetic(a, expr.text, b, &context_);
   }
 
   // --- calls ---
@@ -560,7 +458,8 @@ class Interpreter {
     context_.set_line(expr.line);
     if (context_.failed()) return Value();
     if (const auto* macro = function.As<const MacroNode*>()) return CallMacro(**macro, call);
-    if (const auto* builtin = function.As<Function>()) return CallFunction(*builtin, call);
+    const auto* const builtin = function.As<Function>();
+    if (builtin != nullptr) return CallFunction(*builtin, call, now_, &context_);
     if (const Undefined* undefined = function.As<Undefined>()) {
       context_.Fail(Cat("'", undefined->name, "' is undefined"));
     } else {
@@ -573,109 +472,6 @@ class Interpreter {
     if (name == "cycle" && !call.args.empty()) return call.args[loop.index % call.args.size()];
     context_.Fail(Cat("loop.", name, "() is not supported"));
     return Value();
-  }
-
-  Value CallFunction(Function function, const CallArgs& call) {
-    switch (function) {
-      case Function::kRange:
-        return Range(call);
-      case Function::kNamespace: {
-        auto space = std::make_shared<Namespace>();
-        for (auto& [name, value] : MembersOf(call)) space->Set(name, value);
-        return Value(std::move(space));
-      }
-      case Function::kDict:
-        return context_.Entries(MembersOf(call));
-      case Function::kRaiseException:
-        context_.Fail(call.args.empty() ? "the template refused its input"
-                                        : context_.Str(call.args[0]));
-        return Value();
-      case Function::kStrftimeNow:
-        return StrftimeNow(call);
-    }
-    return Value();
-  }
-
-  // namespace(mapping, name=value ...), dict(mapping, name=value ...)
-  std::vector<std::pair<std::string, Value>> MembersOf(const CallArgs& call) {
-    std::vector<std::pair<std::string, Value>> members;
-    for (const Value& arg : call.args) {
-      if (arg.AsDict() == nullptr) {
-        context_.Fail(Cat("expected a dictionary, not ", arg.TypeName()));
-        return members;
-      }
-      const auto& entries = arg.AsDict()->entries;
-      members.insert(members.end(), entries.begin(), entries.end());
-    }
-    members.insert(members.end(), call.named.begin(), call.named.end());
-    for (const auto& member : members) {
-      if (member.second.AsNamespace() != nullptr) {
-        context_.Fail("a namespace cannot be held by another value");
-      }
-    }
-    context_.ChargeBytes(members.size() * 4 * sizeof(Value));
-    return members;
-  }
-
-  Value Range(const CallArgs& call) {
-    if (call.args.empty() || call.args.size() > 3 || !call.named.empty()) {
-      context_.Fail("range takes one to three integers");
-      return Value();
-    }
-    int64_t numbers[3] = {0, 0, 1};
-    for (size_t i = 0; i < call.args.size(); ++i) {
-      numbers[call.args.size() == 1 ? 1 : i] = context_.Integer(call.args[i], "range");
-    }
-    const auto [start, stop, step] = numbers;
-    if (step == 0) context_.Fail("range: the step is 0");
-    if (context_.failed()) return Value();
-    std::vector<Value> items;
-    int64_t at = start;
-    while (step > 0 ? at < stop : at > stop) {
-      if (static_cast<int64_t>(items.size()) == kMaxRange) {
-        context_.Fail(Cat("range has more than ", kMaxRange, " members"));
-        return Value();
-      }
-      items.push_back(Value::Of(at));
-      if (__builtin_add_overflow(at, step, &at)) break;
-    }
-    return context_.Items(std::move(items));
-  }
-
-  Value StrftimeNow(const CallArgs& call) {
-    if (call.args.size() != 1 || call.args[0].AsString() == nullptr) {
-      context_.Fail("strftime_now takes one format");
-      return Value();
-    }
-    if (!now_.has_value()) {
-      context_.Fail("strftime_now: the caller gave no time");
-      return Value();
-    }
-    // Only conversions of bounded length.
-    const std::string& format = *call.args[0].AsString();
-    for (size_t i = 0; i < format.size(); ++i) {
-      if (format[i] != '%') continue;
-      if (i + 1 < format.size() && format[i + 1] == '-') ++i;
-      static constexpr std::string_view kKnown = "aAbBdeHIjmMpSuwyY%";
-      if (i + 1 >= format.size() || kKnown.find(format[i + 1]) == std::string_view::npos) {
-        context_.Fail("strftime_now: the format has a conversion that is not supported");
-        return Value();
-      }
-      ++i;
-    }
-    if (format.empty() || format.size() > 256) {
-      context_.Fail("strftime_now: the format must have 1 to 256 bytes");
-      return Value();
-    }
-    const auto seconds = static_cast<std::time_t>(*now_);
-    std::tm calendar = {};
-    char text[4096];
-    if (gmtime_r(&seconds, &calendar) == nullptr) {
-      context_.Fail("strftime_now: the time is out of range");
-      return Value();
-    }
-    return context_.Text(
-        std::string(text, std::strftime(text, sizeof(text), format.c_str(), &calendar)));
   }
 
   Context context_;

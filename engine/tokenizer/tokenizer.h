@@ -12,29 +12,12 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "engine/tokenizer/gguf_vocab.h"
 
 namespace nibble {
 
 class ChatTemplate;
 struct TokenizerParts;
-
-// The tokenizer as a GGUF file stores it (`tokenizer.ggml.*`); the keys' names without the prefix.
-struct GgufVocab {
-  std::string model;                // "llama" (scores) or "gpt2" (merges)
-  std::string pre;                  // which words a "gpt2" vocabulary has, e.g. "qwen2"
-  std::vector<std::string> tokens;  // by id
-  std::vector<float> scores;        // by id; "llama" only
-  std::vector<int32_t> token_type;  // by id: 1 normal, 2 unknown, 3 control, 4 user-defined,
-                                    // 5 unused, 6 byte; empty means all normal
-  std::vector<std::string> merges;  // "left right" by rank; "gpt2" only
-  std::optional<int32_t> bos_token_id;
-  std::optional<int32_t> eos_token_id;
-  std::optional<int32_t> eot_token_id;  // also ends a generation
-  std::optional<int32_t> unknown_token_id;
-  std::optional<bool> add_bos_token;     // default: true for "llama", false for "gpt2"
-  std::optional<bool> add_space_prefix;  // default: true; "llama" only
-  std::string chat_template;             // may be empty
-};
 
 // How words are cut when a vocabulary comes as vocab.json + merges.txt, which do not say.
 enum class WordSplit { kGpt2, kLlama3, kQwen2 };
@@ -72,6 +55,7 @@ class Tokenizer {
   static absl::StatusOr<std::shared_ptr<const Tokenizer>> FromVocabAndMerges(
       std::string_view vocab_json, std::string_view merges_txt, WordSplit split);
 
+  // The errors of CheckGgufVocab, and those of the tokens, scores and merges themselves.
   static absl::StatusOr<std::shared_ptr<const Tokenizer>> FromGguf(const GgufVocab& vocab);
 
   ~Tokenizer();

@@ -17,6 +17,7 @@
 #include "engine/tokenizer/chat_template.h"
 #include "engine/tokenizer/normalizer.h"
 #include "engine/tokenizer/pre_tokenizer.h"
+#include "engine/tokenizer/sentencepiece_model.h"
 #include "engine/tokenizer/text.h"
 #include "engine/tokenizer/tokenizer.h"
 
@@ -92,6 +93,8 @@ absl::StatusOr<std::pair<std::string, std::string>> SplitMergeLine(std::string_v
 // The parts of a tokenizer, from each format; FinishParts not yet called.
 absl::StatusOr<std::unique_ptr<TokenizerParts>> PartsFromTokenizerJson(std::string_view json);
 absl::StatusOr<std::unique_ptr<TokenizerParts>> PartsFromSentencePiece(std::string_view bytes);
+// (Its errors do not say which file the pieces are from.)
+absl::StatusOr<std::unique_ptr<TokenizerParts>> PartsFromPieces(const SentencePieceModel& model);
 absl::StatusOr<std::unique_ptr<TokenizerParts>> PartsFromVocabAndMerges(std::string_view vocab_json,
                                                                         std::string_view merges_txt,
                                                                         WordSplit split);

@@ -119,13 +119,21 @@ TEST(GgufTokenizerTest, AVocabularyWithScoresBecomesASentencePieceModel) {
 }
 
 TEST(GgufTokenizerTest, AVocabularyWithMergesBecomesATokenizerJson) {
-  for (const char* pre : {"gpt-2", "llama-bpe", "qwen2"}) {
+  for (const char* pre :
+       {"gpt-2", "llama-bpe", "llama3", "llama-v3", "qwen2", "smaug-bpe", "deepseek-r1-qwen"}) {
     SCOPED_TRACE(pre);
     ExpectSameTokenizer(Merges(pre));
   }
   GgufVocab with_bos = Merges("qwen2");
   with_bos.add_bos_token = true;
   ExpectSameTokenizer(with_bos);
+}
+
+TEST(GgufTokenizerTest, Llama3BeginsWithBosUnderEachOfItsNames) {
+  for (const char* pre : {"llama-bpe", "llama3", "llama-v3"}) {
+    EXPECT_TRUE((*Tokenizer::FromGguf(Merges(pre)))->add_bos()) << pre;
+  }
+  EXPECT_FALSE((*Tokenizer::FromGguf(Merges("qwen2")))->add_bos());
 }
 
 TEST(GgufTokenizerTest, UnknownKindsAreNamed) {

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Files that were cut, flipped or made to harm: an error or a harmless success, never a crash. Runs
 // under the address sanitizer too, which makes a stray read fail.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
 #include <functional>
 #include <random>
+#include <utility>
 
 #include "engine/artifact/checkpoint.h"
 #include "engine/artifact/gguf.h"
@@ -18,6 +20,8 @@
 
 namespace nibble {
 namespace {
+
+using ::testing::HasSubstr;
 
 constexpr int kFlips = 4000;
 
@@ -147,24 +151,40 @@ TEST(HostileTest, FlippedGgufFilesNeverCrash) {
   EXPECT_GT(opened, 0) << "flips in the data are no errors";
 }
 
-TEST(HostileTest, HugeCountsAllocateNothing) {
+TEST(HostileTest, HugeCountsAllocateNothingAndAreNamed) {
   const auto bytes = [](auto number) { return GgufBuilder::Bytes(number); };
   const uint64_t huge = ~uint64_t{0} / 16;
   const std::string head = "GGUF" + bytes(uint32_t{3});
   const std::string pad(4096, '\0');
-  for (const std::string& file :
-       {head + bytes(huge) + bytes(uint64_t{0}) + pad,
-        head + bytes(uint64_t{0}) + bytes(huge) + pad,
-        head + bytes(uint64_t{0}) + bytes(uint64_t{1}) + bytes(huge) + pad,
-        // An array of numbers, one of strings, and an array of arrays.
-        GgufBuilder().Raw("k", 9, bytes(uint32_t{5}) + bytes(huge)).File() + pad,
-        GgufBuilder().Raw("k", 9, bytes(uint32_t{8}) + bytes(huge)).File() + pad,
-        GgufBuilder().Raw("k", 9, bytes(uint32_t{9}) + bytes(uint64_t{1})).File() + pad,
-        GgufBuilder().Raw("k", 8, bytes(huge)).File() + pad,
-        GgufBuilder().Raw("k", 77, bytes(huge)).File() + pad,
-        GgufBuilder().Tensor("t", 0, {int64_t{1} << 39, int64_t{1} << 39}, pad).File(),
-        GgufBuilder().Tensor("t", 0, {0}, pad).File()}) {
-    EXPECT_EQ(ParseGguf(file, "file").status().code(), absl::StatusCode::kInvalidArgument);
+  const std::pair<std::string, const char*> files[] = {
+      {head + bytes(huge) + bytes(uint64_t{0}) + pad, "tensor count is 1152921504606846975"},
+      {head + bytes(uint64_t{0}) + bytes(huge) + pad, "key count is 1152921504606846975"},
+      {head + bytes(uint64_t{0}) + bytes(uint64_t{1}) + bytes(huge) + pad, "length is 11529"},
+      // An array of numbers, one of strings, and an array of arrays.
+      {GgufBuilder().Raw("k", 9, bytes(uint32_t{5}) + bytes(huge)).File() + pad,
+       "key \"k\": array length is 1152921504606846975"},
+      {GgufBuilder().Raw("k", 9, bytes(uint32_t{8}) + bytes(huge)).File() + pad,
+       "key \"k\": array length is 1152921504606846975"},
+      {GgufBuilder().Raw("k", 9, bytes(uint32_t{9}) + bytes(uint64_t{1})).File() + pad,
+       "key \"k\": an array of type 9"},
+      {GgufBuilder().Raw("k", 8, bytes(huge)).File() + pad, "key \"k\": length is 11529"},
+      {GgufBuilder().Raw("k", 77, bytes(huge)).File() + pad, "key \"k\": type is 77"},
+      {GgufBuilder().Tensor("t", 0, {int64_t{1} << 39, int64_t{1} << 39}, pad).File(),
+       "tensor \"t\" is larger than 2^63 bytes"},
+      {GgufBuilder().Tensor("t", 0, {0}, pad).File(), "tensor \"t\": an extent is 0"}};
+  for (const auto& [file, problem] : files) {
+    const absl::Status status = ParseGguf(file, "file").status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(problem));
+  }
+}
+
+TEST(HostileTest, AGgufTextOfAnotherTypeIsNamed) {
+  for (const char* key : {"tokenizer.ggml.pre", "tokenizer.chat_template"}) {
+    const std::string file = SmallGguf().U32(key, 1).File();
+    const auto parsed = ParseGguf(file, "file");
+    ASSERT_TRUE(parsed.ok()) << parsed.status();
+    EXPECT_THAT(std::string(GgufVocabulary(*parsed).status().message()), HasSubstr(key));
   }
 }
 

@@ -15,7 +15,6 @@ namespace {
 using nlohmann::ordered_json;
 using testing::DataPath;
 using ::testing::HasSubstr;
-using testing::ReadFile;
 
 absl::StatusOr<std::string> Render(const std::string& source,
                                    const ordered_json& variables = ordered_json::object(),
@@ -122,6 +121,13 @@ TEST(ChatTemplateTest, EndlessWorkIsCutShort) {
     const absl::StatusOr<std::string> rendered = Render(source);
     EXPECT_FALSE(rendered.ok()) << source;
   }
+}
+
+TEST(ChatTemplateTest, ANamespaceOfManyMembersCountsTowardsTheWork) {
+  ordered_json many = ordered_json::object();
+  for (int i = 0; i < 6000; ++i) many["name" + std::to_string(i)] = i;
+  EXPECT_EQ(Render("{% set ns = namespace(x) %}{{ ns.a }}", {{"x", many}}).status().code(),
+            absl::StatusCode::kResourceExhausted);
 }
 
 TEST(ChatTemplateTest, DeepNestingIsRefused) {

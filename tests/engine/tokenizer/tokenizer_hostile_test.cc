@@ -2,6 +2,7 @@
 //
 // Damaged and hostile tokenizer files and templates: an error or a working object, never a crash.
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -22,7 +23,7 @@ namespace {
 
 using nlohmann::json;
 using testing::DataPath;
-using testing::ReadFile;
+using ::testing::HasSubstr;
 
 constexpr char kProbe[] =
     "The harbour's 12 b\u00e4r\u2581s <|begin|> \xFF\xE2\x82 \U0001F680\n\n  x";
@@ -173,35 +174,45 @@ TEST(HostileTokenizerTest, GgufVocabulariesThatContradictThemselves) {
   good.scores = {0, 0, 0, -1, -2, -3};
   good.token_type = {2, 3, 3, 1, 1, 1};
   ASSERT_TRUE(Exercise(Tokenizer::FromGguf(good)));
-  GgufVocab bad = good;
-  bad.scores.pop_back();
-  EXPECT_FALSE(Exercise(Tokenizer::FromGguf(bad)));
-  bad = good;
-  bad.token_type[0] = 77;
-  EXPECT_FALSE(Exercise(Tokenizer::FromGguf(bad)));
-  bad = good;
-  bad.bos_token_id = 6;
-  EXPECT_FALSE(Exercise(Tokenizer::FromGguf(bad)));
-  bad = good;
-  bad.scores[3] = NAN;
-  EXPECT_FALSE(Exercise(Tokenizer::FromGguf(bad)));
-  bad = good;
-  bad.tokens[4] = "\xFF";
-  EXPECT_FALSE(Exercise(Tokenizer::FromGguf(bad)));
-  bad = good;
-  bad.tokens[4] = "a";
-  EXPECT_FALSE(Exercise(Tokenizer::FromGguf(bad)));
-  bad = good;
-  bad.model = "t5";
-  EXPECT_FALSE(Exercise(Tokenizer::FromGguf(bad)));
-  bad.model = "gpt2";
-  bad.pre = "nobody knows";
-  EXPECT_FALSE(Exercise(Tokenizer::FromGguf(bad)));
-  bad.pre = "gpt-2";
-  bad.merges = {"a b", "a c"};
-  EXPECT_FALSE(Exercise(Tokenizer::FromGguf(bad)));
-  bad.merges = {"a b"};
-  EXPECT_TRUE(Exercise(Tokenizer::FromGguf(bad)));
+  const auto error = [&good](void (*damage)(GgufVocab&)) {
+    GgufVocab bad = good;
+    damage(bad);
+    const auto tokenizer = Tokenizer::FromGguf(bad);
+    EXPECT_FALSE(tokenizer.ok());
+    return std::string(tokenizer.status().message());
+  };
+  EXPECT_EQ(error([](GgufVocab& v) { v.scores.pop_back(); }),
+            "tokenizer.ggml.scores has 5 entries, tokens has 6");
+  EXPECT_EQ(error([](GgufVocab& v) { v.token_type.pop_back(); }),
+            "tokenizer.ggml.token_type has 5 entries, tokens has 6");
+  EXPECT_EQ(error([](GgufVocab& v) { v.token_type[0] = 77; }),
+            "tokenizer.ggml.token_type of token 0 is 77, must be in 1..6");
+  EXPECT_EQ(error([](GgufVocab& v) { v.bos_token_id = 6; }),
+            "tokenizer.ggml.bos_token_id is 6, must be in 0..5");
+  EXPECT_EQ(error([](GgufVocab& v) { v.scores[3] = NAN; }),
+            "tokenizer.ggml.scores entry 3 is not a finite number");
+  EXPECT_THAT(error([](GgufVocab& v) { v.tokens[4] = std::string("\xFF"); }),
+              HasSubstr("tokenizer.ggml.tokens entry 4"));
+  EXPECT_EQ(error([](GgufVocab& v) { v.tokens[4] = std::string("a"); }),
+            "tokenizer.ggml.tokens: piece 4 ('a') is there twice");
+  EXPECT_THAT(error([](GgufVocab& v) { v.tokens.clear(); }),
+              HasSubstr("tokenizer.ggml.tokens has 0 entries"));
+  EXPECT_EQ(error([](GgufVocab& v) { v.model = "t5"; }),
+            "tokenizer.ggml.model is \"t5\", known are llama, gpt2");
+  EXPECT_THAT(error([](GgufVocab& v) {
+                v.model = "gpt2";
+                v.pre = "nobody knows";
+              }),
+              HasSubstr("tokenizer.ggml.pre is \"nobody knows\", known are gpt-2"));
+
+  GgufVocab merges = good;
+  merges.model = "gpt2";
+  merges.pre = "gpt-2";
+  merges.merges = {"a b", "a c"};
+  EXPECT_THAT(std::string(Tokenizer::FromGguf(merges).status().message()),
+              HasSubstr("tokenizer.ggml.merges"));
+  merges.merges = {"a b"};
+  EXPECT_TRUE(Exercise(Tokenizer::FromGguf(merges)));
 }
 
 TEST(HostileTokenizerTest, ExpressionsThatExplodeStopAtTheirBudget) {
