@@ -2,12 +2,11 @@
 #include "engine/eval/documents.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <filesystem>
-#include <fstream>
 #include <string>
+
+#include "tests/support/temp_dir.h"
 
 namespace nibble {
 namespace {
@@ -23,11 +22,8 @@ class Documents : public testing::Test {
   }
 
   std::string Write(const std::string& name, const std::string& contents) {
-    const std::string path = (std::filesystem::path(testing::TempDir()) /
-                              ("documents-" + std::to_string(::getpid()) + "-" + name))
-                                 .string();
-    std::ofstream(path, std::ios::binary) << contents;
-    return path;
+    WriteFile(dir_.File(name), contents);
+    return dir_.File(name);
   }
 
   std::string Error(const std::string& name, const std::string& contents) {
@@ -36,6 +32,7 @@ class Documents : public testing::Test {
     return std::string(documents.status().message());
   }
 
+  TempDir dir_;
   std::shared_ptr<const Tokenizer> tokenizer_;
 };
 

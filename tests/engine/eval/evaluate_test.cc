@@ -2,15 +2,14 @@
 #include "engine/eval/evaluate.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "engine/artifact/checkpoint.h"
+#include "tests/support/golden_model.h"
 #include "tests/support/shared_data.h"
 
 namespace nibble {
@@ -72,19 +71,6 @@ INSTANTIATE_TEST_SUITE_P(Containers, Stories260K,
                                       : "HuggingFaceDirectory";
                          });
 
-std::string TinyModel(const std::string& family, const std::string& variant) {
-  const std::filesystem::path source =
-      std::filesystem::path(NIBBLE_SOURCE_DIR) / "tests/data/models" / family;
-  const std::filesystem::path directory = std::filesystem::path(testing::TempDir()) /
-                                          ("evaluate-" + family + "-" + std::to_string(::getpid()));
-  std::filesystem::create_directories(directory);
-  const auto replace = std::filesystem::copy_options::overwrite_existing;
-  std::filesystem::copy_file(source / "weights.safetensors", directory / "model.safetensors",
-                             replace);
-  std::filesystem::copy_file(source / (variant + ".json"), directory / "config.json", replace);
-  return directory.string();
-}
-
 std::vector<Document> TinyDocuments() {
   std::vector<Document> documents(3);
   for (int32_t i = 0; i < 50; ++i) {
@@ -96,7 +82,8 @@ std::vector<Document> TinyDocuments() {
 }
 
 TEST(Evaluate, AModelIsNoDistanceFromItself) {
-  const std::string path = TinyModel("llama", "plain");
+  const GoldenModelDirectory llama("llama", "plain");
+  const std::string& path = llama.path();
   Loaded model(path, Mode::kExact, 64);
   Loaded same(path, Mode::kExact, 64);
   auto result =
@@ -108,8 +95,10 @@ TEST(Evaluate, AModelIsNoDistanceFromItself) {
 }
 
 TEST(Evaluate, AnotherModelIsSomeDistanceAway) {
-  Loaded model(TinyModel("llama", "plain"), Mode::kExact, 64);
-  Loaded other(TinyModel("mistral", "window"), Mode::kExact, 64);
+  const GoldenModelDirectory llama("llama", "plain");
+  Loaded model(llama.path(), Mode::kExact, 64);
+  const GoldenModelDirectory mistral("mistral", "window");
+  Loaded other(mistral.path(), Mode::kExact, 64);
   auto result =
       Evaluate(*model.decoder, other.decoder.get(), TinyDocuments(), *FindKvFormat("bf16"), {});
   ASSERT_TRUE(result.ok()) << result.status();
@@ -118,7 +107,8 @@ TEST(Evaluate, AnotherModelIsSomeDistanceAway) {
 }
 
 TEST(Evaluate, WindowsRestartWithTheFirstToken) {
-  Loaded model(TinyModel("llama", "plain"), Mode::kExact, 64);
+  const GoldenModelDirectory llama("llama", "plain");
+  Loaded model(llama.path(), Mode::kExact, 64);
   const std::vector<Document> documents = {TinyDocuments()[0]};
   auto whole = Evaluate(*model.decoder, nullptr, documents, *FindKvFormat("bf16"), {});
   EvaluateOptions cut;
@@ -133,7 +123,8 @@ TEST(Evaluate, WindowsRestartWithTheFirstToken) {
 }
 
 TEST(Evaluate, RefusesWhatItCannotScore) {
-  Loaded model(TinyModel("llama", "plain"), Mode::kExact, 64);
+  const GoldenModelDirectory llama("llama", "plain");
+  Loaded model(llama.path(), Mode::kExact, 64);
   const KvFormat& kv = *FindKvFormat("bf16");
   EXPECT_EQ(Evaluate(*model.decoder, nullptr, {{1, 96}}, kv, {}).status().code(),
             absl::StatusCode::kInvalidArgument);

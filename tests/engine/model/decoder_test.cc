@@ -4,7 +4,6 @@
 #include "engine/model/decoder.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -16,6 +15,7 @@
 
 #include "engine/artifact/checkpoint.h"
 #include "engine/model/prefill_batch.h"
+#include "tests/support/golden_model.h"
 
 namespace nibble {
 namespace {
@@ -31,8 +31,6 @@ std::vector<int32_t> Tokens() {
   return tokens;
 }
 
-fs::path Models() { return fs::path(NIBBLE_SOURCE_DIR) / "tests/data/models"; }
-
 struct Variant {
   std::string family;
   std::string name;
@@ -40,7 +38,7 @@ struct Variant {
 
 std::vector<Variant> Variants() {
   std::vector<Variant> variants;
-  for (const auto& family : fs::directory_iterator(Models())) {
+  for (const auto& family : fs::directory_iterator(GoldenModels())) {
     if (!family.is_directory()) continue;
     for (const auto& file : fs::directory_iterator(family)) {
       if (file.path().extension() == ".logits") {
@@ -54,27 +52,9 @@ std::vector<Variant> Variants() {
   return variants;
 }
 
-// The variant as a Hugging Face directory.
-class ModelDirectory {
- public:
-  explicit ModelDirectory(const Variant& variant)
-      : path_(fs::temp_directory_path() / ("nibble-" + variant.family + "-" + variant.name + "-" +
-                                           std::to_string(::getpid()))) {
-    const fs::path source = Models() / variant.family;
-    fs::create_directories(path_);
-    const auto replace = fs::copy_options::overwrite_existing;
-    fs::copy_file(source / "weights.safetensors", path_ / "model.safetensors", replace);
-    fs::copy_file(source / (variant.name + ".json"), path_ / "config.json", replace);
-  }
-  ~ModelDirectory() { fs::remove_all(path_); }
-  std::string path() const { return path_; }
-
- private:
-  fs::path path_;
-};
-
 std::vector<float> GoldenLogits(const Variant& variant) {
-  std::ifstream file(Models() / variant.family / (variant.name + ".logits"), std::ios::binary);
+  std::ifstream file(GoldenModels() / variant.family / (variant.name + ".logits"),
+                     std::ios::binary);
   std::vector<float> logits(static_cast<size_t>(kTokens * kVocab));
   file.read(reinterpret_cast<char*>(logits.data()),
             static_cast<std::streamsize>(logits.size() * sizeof(float)));
@@ -119,7 +99,7 @@ std::vector<float> RunLogits(const std::string& directory, int32_t chunk, const 
 class DecoderGolden : public testing::TestWithParam<Variant> {};
 
 TEST_P(DecoderGolden, LogitsAgreeWithTransformers) {
-  const ModelDirectory directory(GetParam());
+  const GoldenModelDirectory directory(GetParam().family, GetParam().name);
   const std::vector<float> golden = GoldenLogits(GetParam());
   const std::vector<float> logits = RunLogits(directory.path(), kTokens, "f32");
   double scale = 0;
@@ -135,7 +115,7 @@ TEST_P(DecoderGolden, LogitsAgreeWithTransformers) {
 }
 
 TEST_P(DecoderGolden, ChunkingDoesNotChangeABit) {
-  const ModelDirectory directory(GetParam());
+  const GoldenModelDirectory directory(GetParam().family, GetParam().name);
   for (const char* kv : {"f32", "bf16", "int8"}) {
     const std::vector<float> whole = RunLogits(directory.path(), kTokens, kv);
     EXPECT_EQ(whole, RunLogits(directory.path(), 1, kv)) << kv;

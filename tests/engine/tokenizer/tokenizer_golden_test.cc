@@ -15,7 +15,6 @@ namespace nibble {
 namespace {
 
 using testing::DataPath;
-using testing::ReadFile;
 using Ids = std::vector<int32_t>;
 
 nlohmann::json Cases(const std::string& name) {

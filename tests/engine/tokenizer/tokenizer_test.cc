@@ -18,7 +18,6 @@ namespace {
 using nlohmann::json;
 using testing::DataPath;
 using ::testing::HasSubstr;
-using testing::ReadFile;
 using Ids = std::vector<int32_t>;
 
 std::shared_ptr<const Tokenizer> Load(const std::string& name) {
@@ -162,20 +161,12 @@ TEST(TokenizerTest, WrongFieldsAreNamed) {
 
 class DirectoryTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    dir_ = std::filesystem::path(::testing::TempDir()) /
-           ::testing::UnitTest::GetInstance()->current_test_info()->name();
-    std::filesystem::remove_all(dir_);
-    std::filesystem::create_directories(dir_);
-  }
-  void TearDown() override { std::filesystem::remove_all(dir_); }
-
   void Write(const std::string& name, const std::string& content) {
-    std::ofstream(dir_ / name, std::ios::binary) << content;
+    WriteFile(dir_.File(name), content);
   }
   void Copy(const std::string& from, const std::string& to) { Write(to, ReadFile(DataPath(from))); }
 
-  std::filesystem::path dir_;
+  TempDir dir_;
 };
 
 TEST_F(DirectoryTest, ConfigurationFilesSayBosAndEos) {
@@ -184,7 +175,7 @@ TEST_F(DirectoryTest, ConfigurationFilesSayBosAndEos) {
         R"({"bos_token": "<|begin|>", "eos_token": {"content": "<|end|>"}})");
   Write("generation_config.json", R"({"eos_token_id": [7, 5]})");
   Write("config.json", R"({"eos_token_id": 9})");
-  auto tokenizer = Tokenizer::FromDirectory(dir_);
+  auto tokenizer = Tokenizer::FromDirectory(dir_.path());
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   EXPECT_EQ((*tokenizer)->bos_token(), "<|begin|>");
   EXPECT_EQ((*tokenizer)->eos_token(), "<|end|>");
@@ -195,7 +186,7 @@ TEST_F(DirectoryTest, ConfigurationFilesSayBosAndEos) {
 TEST_F(DirectoryTest, AddBosTokenOverridesThePostProcessor) {
   Copy("llama3_style.json", "tokenizer.json");
   Write("tokenizer_config.json", R"({"bos_token": "<|begin|>", "add_bos_token": false})");
-  auto tokenizer = Tokenizer::FromDirectory(dir_);
+  auto tokenizer = Tokenizer::FromDirectory(dir_.path());
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   EXPECT_FALSE((*tokenizer)->add_bos());
 }
@@ -206,7 +197,7 @@ TEST_F(DirectoryTest, ATokenizerModelTakesAddedTokensFromTheConfiguration) {
       "1": {"content": "<s>", "special": true},
       "620": {"content": "<|user|>", "special": true}}})");
   Write("added_tokens.json", R"({"<tool>": 621})");
-  auto tokenizer = Tokenizer::FromDirectory(dir_);
+  auto tokenizer = Tokenizer::FromDirectory(dir_.path());
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   EXPECT_EQ((*tokenizer)->vocab_size(), 622);
   EncodeOptions options;
@@ -217,7 +208,7 @@ TEST_F(DirectoryTest, ATokenizerModelTakesAddedTokensFromTheConfiguration) {
 }
 
 TEST_F(DirectoryTest, WithoutATokenizerTheErrorSaysWhatWasLookedFor) {
-  auto tokenizer = Tokenizer::FromDirectory(dir_);
+  auto tokenizer = Tokenizer::FromDirectory(dir_.path());
   EXPECT_EQ(tokenizer.status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(tokenizer.status().message()), HasSubstr("tokenizer.model"));
 }
@@ -225,10 +216,10 @@ TEST_F(DirectoryTest, WithoutATokenizerTheErrorSaysWhatWasLookedFor) {
 TEST_F(DirectoryTest, ABareVocabularyNeedsItsFamily) {
   Write("vocab.json", R"({"a": 0, "b": 1, "ab": 2})");
   Write("merges.txt", "#version: 0.2\na b\n");
-  EXPECT_THAT(std::string(Tokenizer::FromDirectory(dir_).status().message()),
+  EXPECT_THAT(std::string(Tokenizer::FromDirectory(dir_.path()).status().message()),
               HasSubstr("tokenizer_class"));
   Write("config.json", R"({"model_type": "qwen2"})");
-  auto tokenizer = Tokenizer::FromDirectory(dir_);
+  auto tokenizer = Tokenizer::FromDirectory(dir_.path());
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   EXPECT_EQ((*tokenizer)->Encode("abba"), (Ids{2, 1, 0}));
 }

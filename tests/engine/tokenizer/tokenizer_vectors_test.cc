@@ -13,21 +13,20 @@
 #include <vector>
 
 #include "engine/tokenizer/tokenizer.h"
-#include "tests/engine/tokenizer/test_files.h"
+#include "tests/support/shared_data.h"
+#include "tests/support/temp_dir.h"
 
 namespace nibble {
 namespace {
 
-using testing::ReadFile;
-using testing::SharedDir;
 using Ids = std::vector<int32_t>;
+
+std::filesystem::path Shared() { return SharedDataDirectory(); }
 
 class TokenizerVectorsTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (!std::filesystem::exists(SharedDir() / "data/tokenizer-vectors")) {
-      GTEST_SKIP() << "no shared material at " << SharedDir();
-    }
+    if (SharedDataDirectory().empty()) GTEST_SKIP() << "needs ../shared/data";
   }
 
   static Ids Plain(const Tokenizer& tokenizer, const std::string& text) {
@@ -38,7 +37,7 @@ class TokenizerVectorsTest : public ::testing::Test {
 
   // NAME.inp holds texts, NAME.out one line of ids for each.
   static void ExpectVectors(const Tokenizer& tokenizer, const std::string& name) {
-    const auto base = SharedDir() / "data/tokenizer-vectors" / name;
+    const auto base = Shared() / "tokenizer-vectors" / name;
     const std::string inputs = ReadFile(base.string() + ".inp");
     std::istringstream outputs(ReadFile(base.string() + ".out"));
     const std::string separator = "\n__ggml_vocab_test__\n";
@@ -158,20 +157,20 @@ class GgufKeys {
 };
 
 TEST_F(TokenizerVectorsTest, Gpt2FromTokenizerJson) {
-  auto tokenizer = Tokenizer::FromDirectory(SharedDir() / "data/tokenizers/gpt2");
+  auto tokenizer = Tokenizer::FromDirectory(Shared() / "tokenizers/gpt2");
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   ExpectVectors(**tokenizer, "ggml-vocab-gpt-2.gguf");
 }
 
 TEST_F(TokenizerVectorsTest, Gpt2FromGguf) {
-  GgufKeys keys(ReadFile(SharedDir() / "data/tokenizer-vectors/ggml-vocab-gpt-2.gguf"));
+  GgufKeys keys(ReadFile(Shared() / "tokenizer-vectors/ggml-vocab-gpt-2.gguf"));
   auto tokenizer = Tokenizer::FromGguf(keys.Vocab());
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   ExpectVectors(**tokenizer, "ggml-vocab-gpt-2.gguf");
 }
 
 TEST_F(TokenizerVectorsTest, Qwen2FromVocabAndMerges) {
-  const auto dir = SharedDir() / "data/tokenizers/qwen2.5";
+  const auto dir = Shared() / "tokenizers/qwen2.5";
   auto tokenizer = Tokenizer::FromVocabAndMerges(ReadFile(dir / "vocab.json"),
                                                  ReadFile(dir / "merges.txt"), WordSplit::kQwen2);
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
@@ -179,7 +178,7 @@ TEST_F(TokenizerVectorsTest, Qwen2FromVocabAndMerges) {
 }
 
 TEST_F(TokenizerVectorsTest, Llama2FromTokenizerModel) {
-  auto tokenizer = Tokenizer::FromDirectory(SharedDir() / "data/tokenizers/llama2");
+  auto tokenizer = Tokenizer::FromDirectory(Shared() / "tokenizers/llama2");
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   ExpectVectors(**tokenizer, "ggml-vocab-llama-spm.gguf");
   EXPECT_EQ((*tokenizer)->vocab_size(), 32000);
@@ -189,7 +188,7 @@ TEST_F(TokenizerVectorsTest, Llama2FromTokenizerModel) {
 }
 
 TEST_F(TokenizerVectorsTest, Llama2FromGguf) {
-  GgufKeys keys(ReadFile(SharedDir() / "data/tokenizer-vectors/ggml-vocab-llama-spm.gguf"));
+  GgufKeys keys(ReadFile(Shared() / "tokenizer-vectors/ggml-vocab-llama-spm.gguf"));
   auto tokenizer = Tokenizer::FromGguf(keys.Vocab());
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   ExpectVectors(**tokenizer, "ggml-vocab-llama-spm.gguf");
@@ -198,7 +197,7 @@ TEST_F(TokenizerVectorsTest, Llama2FromGguf) {
 TEST_F(TokenizerVectorsTest, Stories260KFromTokenizerModelAndFromGguf) {
   const std::string text = "Once upon a time, there was a little girl named Lily.";
   const Ids wanted = {403, 407, 261, 378, 432, 383, 286, 261, 376, 298, 315, 421, 395, 317, 426};
-  const auto dir = SharedDir() / "data/models/stories260K";
+  const auto dir = Shared() / "models/stories260K";
   auto from_model = Tokenizer::FromDirectory(dir);
   ASSERT_TRUE(from_model.ok()) << from_model.status();
   EXPECT_EQ(Plain(**from_model, text), wanted);
@@ -212,9 +211,9 @@ TEST_F(TokenizerVectorsTest, Stories260KFromTokenizerModelAndFromGguf) {
 }
 
 TEST_F(TokenizerVectorsTest, WarAndPeaceComesBackUnchanged) {
-  const std::string text = ReadFile(SharedDir() / "data/text/war-and-peace.txt");
+  const std::string text = ReadFile(Shared() / "text/war-and-peace.txt");
   for (const char* name : {"gpt2", "llama2"}) {
-    auto tokenizer = Tokenizer::FromDirectory(SharedDir() / "data/tokenizers" / name);
+    auto tokenizer = Tokenizer::FromDirectory(Shared() / "tokenizers" / name);
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
     EXPECT_TRUE((*tokenizer)->Decode((*tokenizer)->Encode(text), true) == text) << name;
   }
