@@ -23,11 +23,14 @@
 namespace nibble {
 
 // exact: activations are not quantized (except where the scheme says so), weights are code * scale
-// in f32, f32
-//        accumulation: the oracle, used for calibration and for comparisons between engines and
-//        devices.
-// fast:  a low-bit product may quantize its activations to int8 per group of the weight; stated in
-// reports and benchmarks.
+//        in f32, f32 accumulation: the oracle, used for calibration and for comparisons between
+//        engines and devices. The same bits in every CPU tier.
+// fast:  a low-bit product may quantize its activations to int8 per group of the weight, and a
+//        product with bf16 weights may round them to bf16 (to nearest, ties to even, once per row)
+//        where the device multiplies pairs of bf16: on the CPU with AVX-512 BF16, whose sums are
+//        f32 in an order of their own and whose denormals are zero. Stated in reports and
+//        benchmarks.
+// In either mode a row's result depends on neither the other rows nor the number of threads.
 enum class Mode : uint8_t { kExact, kFast };
 
 // Memory of a backend, zeroed. Freed with the handle, which must not outlive its Backend.
@@ -82,7 +85,7 @@ class Backend {
 
   // One line for people: "cpu (avx512-vnni-bf16, 2 threads)".
   virtual std::string Description() const = 0;
-  // The instruction tier that results depend on, recorded in artifacts: "cpu/avx512".
+  // The instruction tier that results depend on, recorded in artifacts: "cpu/avx512-vnni".
   virtual std::string Tier() const = 0;
 
   // The type of Floats: kF32 on the CPU, kBF16 on CUDA.
@@ -125,7 +128,8 @@ class Backend {
 // Settings of the CPU backend.
 struct CpuOptions {
   int threads = 0;   // 0 = the number of CPUs this process may run on; otherwise 1..256
-  std::string tier;  // "" = the best this CPU has; "scalar", "avx2", "avx512"
+  std::string tier;  // "" = the best this CPU has; "scalar", "avx2", "avx512",
+                     // "avx512-bf16"
 };
 absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& options);
 

@@ -4,7 +4,7 @@
 // precision before anything is timed.
 //
 //   bench_linear [--scheme int4-g128] [--rows 1,16,512] [--out 4096] [--in 4096] [--threads 0]
-//                [--tier avx512] [--mode fast|exact] [--seconds 1]
+//                [--tier avx512-bf16] [--mode fast|exact] [--seconds 1]
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -145,11 +145,15 @@ int Run(const Settings& settings) {
     const int64_t groups = format.GroupsPerRow(settings.in);
     for (int64_t k = 0; k < settings.in; ++k) {
       const int64_t at = m * settings.in + k;
-      const double a =
-          format.dtype == DType::kF32
-              ? static_cast<const float*>(view.data)[at]
-              : static_cast<const int8_t*>(view.data)[at] *
-                    double{view.scales[m * groups + (format.group < 0 ? 0 : k / format.group)]};
+      double a = 0;
+      if (format.dtype == DType::kF32) {
+        a = static_cast<const float*>(view.data)[at];
+      } else if (format.dtype == DType::kBF16) {
+        a = BF16ToF32(static_cast<const uint16_t*>(view.data)[at]);
+      } else {
+        a = static_cast<const int8_t*>(view.data)[at] *
+            double{view.scales[m * groups + (format.group < 0 ? 0 : k / format.group)]};
+      }
       const double product = a * double{ReadWeight(weight.view, n, k)};
       sum += product;
       magnitude += std::abs(product);
@@ -170,18 +174,22 @@ int Run(const Settings& settings) {
   for (const int64_t rows : settings.rows) {
     // Median over rounds of the ratio to the ceilings measured in the same round.
     std::vector<double> seconds, of_peak, of_read;
+    size_t next = 0;
     const Clock::time_point start = Clock::now();
     do {
       const Ceilings ceilings = backend.MeasureCeilings();
+      // Like the ceilings, the best of short passes; the weights take turns.
+      double per_call = 1e9;
       const Clock::time_point begin = Clock::now();
-      int calls = 0;
-      double spent = 0;
       do {
-        multiply(static_cast<size_t>(calls) % linears.size(), rows);
-        ++calls;
-        spent = Seconds(begin);
-      } while (spent < 0.1 || calls < static_cast<int>(linears.size()));
-      const double per_call = spent / calls;
+        const Clock::time_point pass = Clock::now();
+        int calls = 0;
+        do {
+          multiply(next++ % linears.size(), rows);
+          ++calls;
+        } while (Seconds(pass) < 2e-3);
+        per_call = std::min(per_call, Seconds(pass) / calls);
+      } while (Seconds(begin) < 0.2);
       const double peak =
           (format.dtype == DType::kI8 ? ceilings.int8_gops : ceilings.bf16_gflops) / 2;
       seconds.push_back(per_call);

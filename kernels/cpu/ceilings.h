@@ -3,12 +3,12 @@
 
 #include "kernels/backend.h"
 #include "kernels/cpu/thread_pool.h"
-#include "kernels/cpu/tier.h"
+#include "kernels/cpu/tiers.h"
 
 namespace nibble {
 
-// Measures with all threads of the pool: the best of several short passes each, about a second in
+// Measures with all threads of the pool: the best of many short passes each, well below a second in
 // all on an idle machine.
-Ceilings MeasureCpuCeilings(ThreadPool& pool, const KernelTable& kernels);
+Ceilings MeasureCpuCeilings(ThreadPool& pool, const CpuTier& tier);
 
 }  // namespace nibble

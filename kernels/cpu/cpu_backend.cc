@@ -1,84 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cpuid.h>
-
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <limits>
-#include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "kernels/backend.h"
 #include "kernels/check.h"
 #include "kernels/codec.h"
 #include "kernels/cpu/ceilings.h"
 #include "kernels/cpu/memory.h"
-#include "kernels/cpu/packed.h"
+#include "kernels/cpu/prepared.h"
 #include "kernels/cpu/sampler.h"
 #include "kernels/cpu/thread_pool.h"
-#include "kernels/cpu/tier.h"
+#include "kernels/cpu/tiers.h"
 
 namespace nibble {
 namespace {
-
-struct CpuTier {
-  std::string_view option;  // CpuOptions::tier
-  std::string_view name;    // Backend::Tier()
-  const KernelTable* kernels;
-  bool (*supported)();
-};
-
-bool HasAvx2() {
-  // clang 14 does not know f16c by name.
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
-}
-bool HasAvx512() {
-  return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni");
-}
-
-// Best last.
-constexpr CpuTier kTiers[] = {
-    {"scalar", "cpu/scalar", &kScalarKernels, [] { return true; }},
-    {"avx2", "cpu/avx2", &kAvx2Kernels, HasAvx2},
-    {"avx512", "cpu/avx512-vnni", &kAvx512Kernels, HasAvx512},
-};
-
-class CpuLinear : public PreparedLinear {
- public:
-  std::span<const ActFormat> input_formats() const override {
-    return {formats.data(), static_cast<size_t>(num_formats)};
-  }
-  size_t resident_bytes() const override { return bytes; }
-
-  std::array<ActFormat, kMaxActFormats> formats{};
-  int num_formats = 0;
-  int num_weights = 0;
-  std::array<PackedMatrix, kMaxGroupWeights> weights;
-  std::array<int, kMaxGroupWeights> format_of{};  // index in formats
-  int64_t panels = 0;                             // of all weights
-  size_t bytes = 0;
-  std::shared_ptr<uint8_t> memory;
-};
-
-class CpuEmbedding : public PreparedEmbedding {
- public:
-  size_t resident_bytes() const override { return bytes; }
-  WeightView table;
-  size_t bytes = 0;
-  std::shared_ptr<uint8_t> memory;
-};
-
-// The format in which a weight wants its input.
-ActFormat InputFormat(const Scheme& scheme, Mode mode) {
-  if (scheme.activation == Activation::kInt8PerToken) return {DType::kI8, kWholeRow};
-  if (mode == Mode::kExact || !scheme.quantized()) return {DType::kF32, 0};
-  return {DType::kI8, scheme.group == kWholeRow ? 128 : scheme.group};
-}
 
 KvCode KvCodeOf(const KvFormat& format) {
   switch (format.code) {
@@ -160,9 +97,13 @@ class CpuBackend : public Backend {
   }
 
   absl::StatusOr<std::unique_ptr<PreparedLinear>> Prepare(const LinearGroup& group,
-                                                          Mode mode) override;
+                                                          Mode mode) override {
+    return PrepareCpuLinear(group, mode, tier_, arena_, pool_);
+  }
   absl::StatusOr<std::unique_ptr<PreparedEmbedding>> PrepareEmbedding(
-      const WeightView& table) override;
+      const WeightView& table) override {
+    return PrepareCpuEmbedding(table, arena_);
+  }
   absl::StatusOr<std::unique_ptr<Buffer>> AllocateKv(const KvSpec& spec, int32_t num_blocks,
                                                      KvPool* pool) override;
   void CopyKvBlock(const KvPool& pool, int32_t from, int32_t to) override;
@@ -176,7 +117,7 @@ class CpuBackend : public Backend {
   void AccumulateHessian(const HessianArgs& args) override;
   void Sample(const SampleArgs& args) override;
   absl::Status Sync() override { return absl::OkStatus(); }
-  Ceilings MeasureCeilings() override { return MeasureCpuCeilings(pool_, k_); }
+  Ceilings MeasureCeilings() override { return MeasureCpuCeilings(pool_, tier_); }
 
  private:
   // Scratch only grows, so that an operation of a size seen before allocates nothing.
@@ -208,64 +149,6 @@ class CpuBackend : public Backend {
   std::vector<float> shared_scratch_;
   std::vector<SamplerScratch> samplers_;  // per thread
 };
-
-absl::StatusOr<std::unique_ptr<PreparedLinear>> CpuBackend::Prepare(const LinearGroup& group,
-                                                                    Mode mode) {
-  NIBBLE_CHECK(!group.weights.empty() && group.weights.size() <= kMaxGroupWeights);
-  NIBBLE_CHECK(group.biases.empty() || group.biases.size() == group.weights.size());
-  auto linear = std::make_unique<CpuLinear>();
-  const auto bias_of = [&group](size_t i) {
-    return group.biases.empty() ? nullptr : group.biases[i];
-  };
-  for (size_t i = 0; i < group.weights.size(); ++i) {
-    const WeightView& w = group.weights[i];
-    NIBBLE_CHECK(w.cols == group.weights[0].cols);
-    if (absl::Status status = CheckPackable(*w.scheme, w.cols); !status.ok()) return status;
-    linear->bytes += PackedBytes(w, bias_of(i) != nullptr);
-    const ActFormat format = InputFormat(*w.scheme, mode);
-    auto* const end = linear->formats.begin() + linear->num_formats;
-    auto* const found = std::find(linear->formats.begin(), end, format);
-    linear->format_of[i] = static_cast<int>(found - linear->formats.begin());
-    if (found == end) linear->formats[static_cast<size_t>(linear->num_formats++)] = format;
-  }
-  auto memory = arena_.Take(linear->bytes);
-  if (!memory.ok()) return memory.status();
-  linear->memory = *std::move(memory);
-  uint8_t* next = linear->memory.get();
-  for (size_t i = 0; i < group.weights.size(); ++i) {
-    linear->weights[i] = PackWeight(group.weights[i], bias_of(i), next, pool_);
-    linear->panels += linear->weights[i].panels;
-    next += PackedBytes(group.weights[i], bias_of(i) != nullptr);
-  }
-  linear->num_weights = static_cast<int>(group.weights.size());
-  return linear;
-}
-
-absl::StatusOr<std::unique_ptr<PreparedEmbedding>> CpuBackend::PrepareEmbedding(
-    const WeightView& table) {
-  if (absl::Status status = CheckPackable(*table.scheme, 1); !status.ok()) return status;
-  auto embedding = std::make_unique<CpuEmbedding>();
-  embedding->table = table;
-  std::array<std::pair<const void**, size_t>, 3> parts{
-      {{&embedding->table.codes, 0}, {&embedding->table.scales, 0}, {&embedding->table.zeros, 0}}};
-  for (const StoredTensor& stored : StoredTensors(*table.scheme, table.rows, table.cols)) {
-    if (stored.part == Part::kShape) continue;
-    const size_t size = (static_cast<size_t>(stored.bytes()) + 127) / 128 * 128;
-    parts[static_cast<size_t>(stored.part)].second = static_cast<size_t>(stored.bytes());
-    embedding->bytes += size;
-  }
-  auto memory = arena_.Take(embedding->bytes);
-  if (!memory.ok()) return memory.status();
-  embedding->memory = *std::move(memory);
-  uint8_t* next = embedding->memory.get();
-  for (auto& [pointer, bytes] : parts) {
-    if (bytes == 0) continue;
-    std::memcpy(next, *pointer, bytes);
-    *pointer = next;
-    next += (bytes + 127) / 128 * 128;
-  }
-  return embedding;
-}
 
 absl::StatusOr<std::unique_ptr<Buffer>> CpuBackend::AllocateKv(const KvSpec& spec,
                                                                int32_t num_blocks, KvPool* pool) {
@@ -333,6 +216,9 @@ void CpuBackend::Linear(const LinearArgs& args) {
       if (in.format.dtype == DType::kF32) {
         k_.linear_float(w, panel, static_cast<const float*>(in.data), args.rows, out,
                         RowScratch(thread));
+      } else if (in.format.dtype == DType::kBF16) {
+        tier_.bf16->linear(w, panel, static_cast<const uint16_t*>(in.data), args.rows, out,
+                           RowScratch(thread));
       } else {
         const Int8Rows x{static_cast<const int8_t*>(in.data), in.scales, in.sums,
                          in.format.group < 0 ? w.cols : in.format.group,
@@ -490,19 +376,9 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& option
         absl::StrCat("threads: ", options.threads, " is not in 0..256"));
   }
   const int threads = options.threads > 0 ? options.threads : std::min(AvailableCpus(), 256);
-  const CpuTier* chosen = nullptr;
-  std::vector<std::string> available;
-  for (const CpuTier& tier : kTiers) {
-    if (!tier.supported()) continue;
-    available.emplace_back(tier.option);
-    if (options.tier.empty() || options.tier == tier.option) chosen = &tier;
-  }
-  if (chosen == nullptr) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("tier: '", options.tier,
-                     "' is not one that this CPU has: ", absl::StrJoin(available, ", ")));
-  }
-  return std::make_unique<CpuBackend>(*chosen, threads);
+  const absl::StatusOr<const CpuTier*> tier = FindCpuTier(options.tier);
+  if (!tier.ok()) return tier.status();
+  return std::make_unique<CpuBackend>(**tier, threads);
 }
 
 }  // namespace nibble

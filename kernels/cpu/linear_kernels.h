@@ -45,11 +45,24 @@ inline void ExpandPanel(const PackedMatrix& w, int64_t panel, int64_t k, int64_t
   }
 }
 
-// Calls body(Rows<n>()) for n = rows, 1 <= rows <= kMost: register tiles need constant sizes.
+// An integer that a lambda receives as a constant.
 template <int n>
 struct Rows {
   static constexpr int value = n;
 };
+
+// Calls body(Rows<0>()), ..., body(Rows<n - 1>()). Arrays that are only indexed so stay in
+// registers, which no loop over their rows would promise.
+template <typename Body, int... i>
+inline void UnrollOver(const Body& body, std::integer_sequence<int, i...>) {
+  (body(Rows<i>()), ...);
+}
+template <int n, typename Body>
+inline void Unroll(const Body& body) {
+  UnrollOver(body, std::make_integer_sequence<int, n>());
+}
+
+// Calls body(Rows<n>()) for n = rows, 1 <= rows <= kMost: register tiles need constant sizes.
 template <int kMost, typename Body>
 inline void WithRows(int64_t rows, const Body& body) {
   if (rows == kMost) {
@@ -158,25 +171,30 @@ inline void Int8Tile(const PackedMatrix& w, int64_t panel, const Int8Rows& x, in
   for (int64_t g = 0; g < x.groups; ++g) {
     const int64_t begin = g * x.group;
     const int64_t end = begin + x.group < w.cols ? begin + x.group : w.cols;
-    const int64_t scale_row = (panel * w.groups + begin / w.group) * kPanelRows;
+    const int64_t scale_row = (panel * w.groups + (w.groups == 1 ? 0 : g)) * kPanelRows;
     I sum[kRows][2];
-    for (int m = 0; m < kRows; ++m) {
-      const int32_t total = x.sums[(first + m) * x.groups + g];
-      for (int v = 0; v < 2; ++v) {
-        if (kNibbles && w.zeros != nullptr) {
-          sum[m][v] = SubI(SetI(0), MulI(SetI(total), LoadU8(w.zeros + scale_row + 16 * v)));
-        } else {
-          sum[m][v] = SetI((kNibbles ? -8 : -128) * total);
-        }
-      }
+    if (kNibbles && w.zeros != nullptr) {
+      const I zero0 = LoadU8(w.zeros + scale_row);
+      const I zero1 = LoadU8(w.zeros + scale_row + 16);
+      Unroll<kRows>([&](auto m) {
+        const I total = SetI(x.sums[(first + m.value) * x.groups + g]);
+        sum[m.value][0] = SubI(SetI(0), MulI(total, zero0));
+        sum[m.value][1] = SubI(SetI(0), MulI(total, zero1));
+      });
+    } else {
+      Unroll<kRows>([&](auto m) {
+        const int32_t total = x.sums[(first + m.value) * x.groups + g];
+        sum[m.value][0] = sum[m.value][1] = SetI((kNibbles ? -8 : -128) * total);
+      });
     }
     if constexpr (kNibbles) {
       for (int64_t k = begin; k < end;) {
         const int64_t stop = end - k < kNibbleRun ? end : k + kNibbleRun;
         NibbleSum run[kRows][2];
-        for (int m = 0; m < kRows; ++m) {
-          for (int v = 0; v < 2; ++v) run[m][v] = BeginRun(sum[m][v]);
-        }
+        Unroll<kRows>([&](auto m) {
+          run[m.value][0] = BeginRun(sum[m.value][0]);
+          run[m.value][1] = BeginRun(sum[m.value][1]);
+        });
         for (; k < stop; k += 8, words += 128) {
           const Bytes word0 = LoadBytes(words);
           const Bytes word1 = LoadBytes(words + 64);
@@ -186,18 +204,19 @@ inline void Int8Tile(const PackedMatrix& w, int64_t panel, const Int8Rows& x, in
           const Bytes low1 = LowNibbles(word1);
           const Bytes high0 = HighNibbles(word0);
           const Bytes high1 = HighNibbles(word1);
-          for (int m = 0; m < kRows; ++m) {
-            const NibbleQuad near = LoadNibbleQuad(a + m * w.cols + k);
-            run[m][0] = DotNibbles(run[m][0], low0, near);
-            run[m][1] = DotNibbles(run[m][1], low1, near);
-            const NibbleQuad far = LoadNibbleQuad(a + m * w.cols + k + 4);
-            run[m][0] = DotNibbles(run[m][0], high0, far);
-            run[m][1] = DotNibbles(run[m][1], high1, far);
-          }
+          Unroll<kRows>([&](auto m) {
+            const NibbleQuad near = LoadNibbleQuad(a + m.value * w.cols + k);
+            run[m.value][0] = DotNibbles(run[m.value][0], low0, near);
+            run[m.value][1] = DotNibbles(run[m.value][1], low1, near);
+            const NibbleQuad far = LoadNibbleQuad(a + m.value * w.cols + k + 4);
+            run[m.value][0] = DotNibbles(run[m.value][0], high0, far);
+            run[m.value][1] = DotNibbles(run[m.value][1], high1, far);
+          });
         }
-        for (int m = 0; m < kRows; ++m) {
-          for (int v = 0; v < 2; ++v) sum[m][v] = EndRun(sum[m][v], run[m][v]);
-        }
+        Unroll<kRows>([&](auto m) {
+          sum[m.value][0] = EndRun(sum[m.value][0], run[m.value][0]);
+          sum[m.value][1] = EndRun(sum[m.value][1], run[m.value][1]);
+        });
       }
     } else {
       for (int64_t k = begin; k < end; k += 4, words += 128) {
@@ -205,20 +224,21 @@ inline void Int8Tile(const PackedMatrix& w, int64_t panel, const Int8Rows& x, in
         const Bytes word1 = LoadBytes(words + 64);
         Prefetch(words + kPrefetchBytes);
         Prefetch(words + kPrefetchBytes + 64);
-        for (int m = 0; m < kRows; ++m) {
-          const Quad quad = LoadQuad(a + m * w.cols + k);
-          sum[m][0] = Dot(sum[m][0], word0, quad);
-          sum[m][1] = Dot(sum[m][1], word1, quad);
-        }
+        Unroll<kRows>([&](auto m) {
+          const Quad quad = LoadQuad(a + m.value * w.cols + k);
+          sum[m.value][0] = Dot(sum[m.value][0], word0, quad);
+          sum[m.value][1] = Dot(sum[m.value][1], word1, quad);
+        });
       }
     }
     const F scale0 = LoadBF16(w.scales + scale_row);
     const F scale1 = LoadBF16(w.scales + scale_row + 16);
-    for (int m = 0; m < kRows; ++m) {
-      const F s = Set(x.scales[(first + m) * x.groups + g]);
-      Store(acc[m], Fma(Convert(sum[m][0]), Mul(s, scale0), Load(acc[m])));
-      Store(acc[m] + 16, Fma(Convert(sum[m][1]), Mul(s, scale1), Load(acc[m] + 16)));
-    }
+    Unroll<kRows>([&](auto m) {
+      float* row = acc[m.value];
+      const F s = Set(x.scales[(first + m.value) * x.groups + g]);
+      Store(row, Fma(Convert(sum[m.value][0]), Mul(s, scale0), Load(row)));
+      Store(row + 16, Fma(Convert(sum[m.value][1]), Mul(s, scale1), Load(row + 16)));
+    });
   }
   for (int m = 0; m < kRows; ++m) {
     const F value[2] = {Load(acc[m]), Load(acc[m] + 16)};

@@ -15,14 +15,14 @@ constexpr int64_t kMaxInt8Cols = int64_t{1} << 17;
 
 constexpr size_t Align(size_t bytes) { return (bytes + 127) / 128 * 128; }
 
-Packing PackingOf(const Scheme& scheme) {
+Packing PackingOf(const Scheme& scheme, DType input) {
   switch (scheme.code) {
     case DType::kF32:
       return Packing::kF32;
     case DType::kF16:
       return Packing::kF16;
     case DType::kBF16:
-      return Packing::kBF16;
+      return input == DType::kBF16 ? Packing::kBF16Pairs : Packing::kBF16;
     case DType::kI4:
       return Packing::kU4;
     default:
@@ -63,6 +63,12 @@ void PackPlainRow(const WeightView& w, int64_t row, int lane, uint8_t* panel) {
   const T* source = static_cast<const T*>(w.codes) + row * w.cols;
   T* out = reinterpret_cast<T*>(panel) + lane;
   for (int64_t k = 0; k < w.cols; ++k) out[k * kPanelRows] = source[k];
+}
+
+void PackPairRow(const WeightView& w, int64_t row, int lane, uint8_t* panel) {
+  const auto* source = static_cast<const uint16_t*>(w.codes) + row * w.cols;
+  auto* out = reinterpret_cast<uint16_t*>(panel) + 2 * lane;
+  for (int64_t k = 0; k < w.cols; ++k) out[k / 2 * 2 * kPanelRows + k % 2] = source[k];
 }
 
 // Words of four unsigned bytes: the stored ones, or int8 codes with their sign bit flipped.
@@ -118,12 +124,13 @@ absl::Status CheckPackable(const Scheme& scheme, int64_t cols) {
 
 size_t PackedBytes(const WeightView& w, bool has_bias) { return LayoutOf(w, has_bias).total(); }
 
-PackedMatrix PackWeight(const WeightView& w, const float* bias, uint8_t* memory, ThreadPool& pool) {
+PackedMatrix PackWeight(const WeightView& w, const float* bias, DType input, uint8_t* memory,
+                        ThreadPool& pool) {
   const Layout layout = LayoutOf(w, bias != nullptr);
   uint8_t* codes = memory;
   auto* scales = reinterpret_cast<uint16_t*>(memory + layout.codes);
   uint8_t* zeros = memory + layout.codes + layout.scales;
-  const Packing packing = PackingOf(*w.scheme);
+  const Packing packing = PackingOf(*w.scheme, input);
   const int zero_bias = w.scheme->quantized() ? 1 << (w.scheme->bits() - 1) : 0;
   pool.Run(layout.panels, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t panel = begin; panel < end; ++panel) {
@@ -139,6 +146,9 @@ PackedMatrix PackWeight(const WeightView& w, const float* bias, uint8_t* memory,
           case Packing::kF16:
           case Packing::kBF16:
             PackPlainRow<uint16_t>(w, row, lane, out);
+            break;
+          case Packing::kBF16Pairs:
+            PackPairRow(w, row, lane, out);
             break;
           case Packing::kU8:
             PackByteRow(w, row, lane, out);

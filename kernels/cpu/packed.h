@@ -19,7 +19,9 @@ absl::Status CheckPackable(const Scheme& scheme, int64_t cols);
 // Bytes of the packed form: codes, scales, zero points and bias.
 size_t PackedBytes(const WeightView& w, bool has_bias);
 
-// Packs into `memory` (PackedBytes, zeroed, 128-byte aligned), which the result points into.
-PackedMatrix PackWeight(const WeightView& w, const float* bias, uint8_t* memory, ThreadPool& pool);
+// Packs for inputs of type `input` into `memory` (PackedBytes, zeroed, 128-byte aligned), which the
+// result points into.
+PackedMatrix PackWeight(const WeightView& w, const float* bias, DType input, uint8_t* memory,
+                        ThreadPool& pool);
 
 }  // namespace nibble

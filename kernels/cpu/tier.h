@@ -17,11 +17,12 @@ inline constexpr int kPanelRows = 32;
 inline constexpr int kPanelStep = 8;
 
 enum class Packing : uint8_t {
-  kF32,   // [k][32] float
-  kF16,   // [k][32] half
-  kBF16,  // [k][32] bfloat16
-  kU8,    // [k / 4][32][4] code + 128
-  kU4,    // [k / 8][32][4] bytes; byte j = (code + 8) of k + j, and of k + 4 + j in the high nibble
+  kF32,        // [k][32] float
+  kF16,        // [k][32] half
+  kBF16,       // [k][32] bfloat16
+  kBF16Pairs,  // [k / 2][32][2] bfloat16
+  kU8,         // [k / 4][32][4] code + 128
+  kU4,  // [k / 8][32][4] bytes; byte j = (code + 8) of k + j, and of k + 4 + j in the high nibble
 };
 
 // One weight in panels of kPanelRows output rows. Rows and features beyond the matrix are zero
@@ -45,7 +46,7 @@ struct Int8Rows {
   const float* scales;  // (rows, groups)
   const int32_t* sums;  // (rows, groups)
   int64_t group;        // features per scale, a multiple of kPanelStep unless it is all of them
-  int64_t groups;
+  int64_t groups;       // those of the weight, unless the weight has only one
 };
 
 // Where a row of activations goes in one format.
@@ -134,5 +135,16 @@ constexpr int64_t LinearScratchFloats(int64_t rows) {
 extern const KernelTable kScalarKernels;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
+
+// Dot products of bfloat16 pairs, which some CPUs add to a tier.
+struct BF16Kernels {
+  // w is packed in pairs, x is (rows, w.cols) bfloat16, out is (rows, w.rows); `scratch` holds
+  // LinearScratchFloats(rows).
+  void (*linear)(const PackedMatrix& w, int64_t panel, const uint16_t* x, int64_t rows, float* out,
+                 float* scratch);
+  double (*peak)(int64_t iterations);  // as KernelTable::peak_f32
+};
+
+extern const BF16Kernels kAvx512BF16Kernels;
 
 }  // namespace nibble

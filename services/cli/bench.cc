@@ -343,7 +343,8 @@ RunVerb AddBench(CLI::App& command) {
                      "write the synthetic artifact here and keep it; used again if it is there");
   command.add_option("--threads", options->threads, "0 = one for each CPU")
       ->check(CLI::Range(0, 256));
-  command.add_option("--tier", options->tier, "instruction tier: scalar, avx2, avx512");
+  command.add_option("--tier", options->tier,
+                     "instruction tier: scalar, avx2, avx512, avx512-bf16");
   command.add_option("-p", options->prompt, "tokens of the prompt")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
@@ -360,7 +361,7 @@ RunVerb AddBench(CLI::App& command) {
   command.add_option("--repeat", options->repeat, "tries; the best counts")
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
-  command.add_flag("--exact", options->exact, "do not quantize activations");
+  command.add_flag("--exact", options->exact, "do not quantize or round activations");
   command.add_flag("--no-ceilings", options->no_ceilings, "do not measure the machine");
   command.add_flag("--json", options->json, "one JSON object");
   command.footer(

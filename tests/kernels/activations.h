@@ -79,7 +79,7 @@ inline double ActivationValue(const ActView& view, int64_t row, int64_t col) {
 // Every tier that this machine has; "scalar" first.
 inline std::vector<std::string> Tiers() {
   std::vector<std::string> tiers;
-  for (const char* tier : {"scalar", "avx2", "avx512"}) {
+  for (const char* tier : {"scalar", "avx2", "avx512", "avx512-bf16"}) {
     if (MakeCpuBackend({.threads = 1, .tier = tier}).ok()) tiers.emplace_back(tier);
   }
   return tiers;

@@ -115,6 +115,11 @@ class FakeWeights final : public WeightSource {
         const double spread = scheme.code_max() * 0.58;  // of uniform codes
         const uint16_t scale = F32ToBF16(static_cast<float>(deviation / spread));
         for (uint32_t& word : words) word = scale * 0x10001u;
+      } else if (tensor.dtype == DType::kBF16) {
+        for (uint32_t& word : words) {
+          const uint32_t low = F32ToBF16(normal(random_));
+          word = low | static_cast<uint32_t>(F32ToBF16(normal(random_))) << 16;
+        }
       } else {
         for (uint32_t& word : words) word = static_cast<uint32_t>(random_());
       }

@@ -132,6 +132,7 @@ TEST_P(Invariance, OutputDependsOnNothingButTheRequest) {
 
 INSTANTIATE_TEST_SUITE_P(All, Invariance,
                          ::testing::Values(Case{"F32Exact", "f32", "f32", Mode::kExact},
+                                           Case{"BF16FastKvBf16", "bf16", "bf16", Mode::kFast},
                                            Case{"Int4FastKvBf16", "int4-g32", "bf16", Mode::kFast},
                                            Case{"W8A8KvInt8", "w8a8", "int8", Mode::kFast}),
                          [](const auto& test) { return std::string(test.param.name); });

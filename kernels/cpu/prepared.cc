@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cpu/prepared.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "kernels/check.h"
+#include "kernels/cpu/packed.h"
+
+namespace nibble {
+namespace {
+
+// The format in which a weight wants its input.
+ActFormat InputFormat(const Scheme& scheme, Mode mode, const CpuTier& tier) {
+  if (scheme.activation == Activation::kInt8PerToken) return {DType::kI8, kWholeRow};
+  if (mode == Mode::kExact) return {DType::kF32, 0};
+  if (scheme.quantized()) return {DType::kI8, scheme.group == kWholeRow ? 128 : scheme.group};
+  if (scheme.code == DType::kBF16 && tier.bf16 != nullptr) return {DType::kBF16, 0};
+  return {DType::kF32, 0};
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<PreparedLinear>> PrepareCpuLinear(const LinearGroup& group,
+                                                                 Mode mode, const CpuTier& tier,
+                                                                 WeightArena& arena,
+                                                                 ThreadPool& pool) {
+  NIBBLE_CHECK(!group.weights.empty() && group.weights.size() <= kMaxGroupWeights);
+  NIBBLE_CHECK(group.biases.empty() || group.biases.size() == group.weights.size());
+  auto linear = std::make_unique<CpuLinear>();
+  const auto bias_of = [&group](size_t i) {
+    return group.biases.empty() ? nullptr : group.biases[i];
+  };
+  for (size_t i = 0; i < group.weights.size(); ++i) {
+    const WeightView& w = group.weights[i];
+    NIBBLE_CHECK(w.cols == group.weights[0].cols);
+    if (absl::Status status = CheckPackable(*w.scheme, w.cols); !status.ok()) return status;
+    linear->bytes += PackedBytes(w, bias_of(i) != nullptr);
+    const ActFormat format = InputFormat(*w.scheme, mode, tier);
+    auto* const end = linear->formats.begin() + linear->num_formats;
+    auto* const found = std::find(linear->formats.begin(), end, format);
+    linear->format_of[i] = static_cast<int>(found - linear->formats.begin());
+    if (found == end) linear->formats[static_cast<size_t>(linear->num_formats++)] = format;
+  }
+  auto memory = arena.Take(linear->bytes);
+  if (!memory.ok()) return memory.status();
+  linear->memory = *std::move(memory);
+  uint8_t* next = linear->memory.get();
+  for (size_t i = 0; i < group.weights.size(); ++i) {
+    const DType input = linear->formats[static_cast<size_t>(linear->format_of[i])].dtype;
+    linear->weights[i] = PackWeight(group.weights[i], bias_of(i), input, next, pool);
+    linear->panels += linear->weights[i].panels;
+    next += PackedBytes(group.weights[i], bias_of(i) != nullptr);
+  }
+  linear->num_weights = static_cast<int>(group.weights.size());
+  return linear;
+}
+
+absl::StatusOr<std::unique_ptr<PreparedEmbedding>> PrepareCpuEmbedding(const WeightView& table,
+                                                                       WeightArena& arena) {
+  if (absl::Status status = CheckPackable(*table.scheme, 1); !status.ok()) return status;
+  auto embedding = std::make_unique<CpuEmbedding>();
+  embedding->table = table;
+  std::array<std::pair<const void**, size_t>, 3> parts{
+      {{&embedding->table.codes, 0}, {&embedding->table.scales, 0}, {&embedding->table.zeros, 0}}};
+  for (const StoredTensor& stored : StoredTensors(*table.scheme, table.rows, table.cols)) {
+    if (stored.part == Part::kShape) continue;
+    const size_t size = (static_cast<size_t>(stored.bytes()) + 127) / 128 * 128;
+    parts[static_cast<size_t>(stored.part)].second = static_cast<size_t>(stored.bytes());
+    embedding->bytes += size;
+  }
+  auto memory = arena.Take(embedding->bytes);
+  if (!memory.ok()) return memory.status();
+  embedding->memory = *std::move(memory);
+  uint8_t* next = embedding->memory.get();
+  for (auto& [pointer, bytes] : parts) {
+    if (bytes == 0) continue;
+    std::memcpy(next, *pointer, bytes);
+    *pointer = next;
+    next += (bytes + 127) / 128 * 128;
+  }
+  return embedding;
+}
+
+}  // namespace nibble
