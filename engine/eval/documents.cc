@@ -2,33 +2,19 @@
 #include "engine/eval/documents.h"
 
 #include <algorithm>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string_view>
 
 #include "absl/strings/match.h"
 #include "engine/base/cat.h"
+#include "engine/base/json.h"
+#include "engine/base/read_file.h"
 #include "engine/tokenizer/chat_template.h"
 
 namespace nibble {
 namespace {
 
 using nlohmann::json;
-
-absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes) {
-  std::ifstream file(path, std::ios::binary | std::ios::ate);
-  if (!file) return absl::NotFoundError(Cat("cannot read ", path));
-  const int64_t size = static_cast<int64_t>(file.tellg());
-  if (size < 0 || size > max_bytes) {
-    return absl::InvalidArgumentError(
-        Cat(path, " has ", size, " bytes; at most ", max_bytes, " are read"));
-  }
-  std::string bytes(static_cast<size_t>(size), '\0');
-  file.seekg(0);
-  file.read(bytes.data(), size);
-  if (!file) return absl::InternalError(Cat("cannot read ", path));
-  return bytes;
-}
 
 absl::Status BadLine(const std::string& path, size_t line, absl::string_view what) {
   return absl::InvalidArgumentError(Cat(path, ", line ", line, ": ", what));
@@ -78,7 +64,6 @@ absl::StatusOr<Document> FromMessages(const nlohmann::json& messages, const Toke
 }
 
 absl::StatusOr<Document> FromObject(const json& object, const Tokenizer& tokenizer) {
-  if (!object.is_object()) return absl::InvalidArgumentError("not a JSON object");
   if (auto text = object.find("text"); text != object.end()) {
     if (!text->is_string()) return absl::InvalidArgumentError("\"text\" is not a string");
     return tokenizer.Encode(text->get_ref<const std::string&>());
@@ -104,9 +89,9 @@ absl::StatusOr<std::vector<Document>> FromLines(const std::string& path, std::st
     bytes.remove_prefix(std::min(end + 1, bytes.size()));
     ++line_number;
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-    const json object = json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (object.is_discarded()) return BadLine(path, line_number, "not valid JSON");
-    auto document = FromObject(object, tokenizer);
+    auto object = ParseJsonObject(line, Cat(path, ", line ", line_number));
+    if (!object.ok()) return object.status();
+    auto document = FromObject(*object, tokenizer);
     if (!document.ok()) return BadLine(path, line_number, document.status().message());
     documents.push_back(*std::move(document));
   }
@@ -134,7 +119,7 @@ absl::StatusOr<std::vector<Document>> FromArray(const std::string& path, std::st
 
 absl::StatusOr<std::vector<Document>> ReadDocuments(const std::string& path,
                                                     const Tokenizer& tokenizer, int64_t max_bytes) {
-  auto bytes = ReadFile(path, max_bytes);
+  auto bytes = ReadSmallFile(path, max_bytes);
   if (!bytes.ok()) return bytes.status();
   absl::StatusOr<std::vector<Document>> documents;
   if (absl::EndsWith(path, ".jsonl")) {

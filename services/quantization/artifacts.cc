@@ -9,7 +9,7 @@
 #include <optional>
 
 #include "absl/strings/str_cat.h"
-#include "engine/artifact/posix_status.h"
+#include "engine/base/posix_status.h"
 #include "services/quantization/status_macros.h"
 
 namespace nibble {

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "engine/artifact/posix_status.h"
+#include "engine/base/posix_status.h"
 #include "services/common/grpc_status.h"
 #include "services/quantization/status_macros.h"
 #include "services/quantization/streams.h"

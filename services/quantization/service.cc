@@ -12,7 +12,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "engine/artifact/posix_status.h"
+#include "engine/base/posix_status.h"
 #include "nibble/v1/quantization.grpc.pb.h"
 #include "services/common/grpc_status.h"
 #include "services/common/names.h"

@@ -15,8 +15,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "engine/artifact/posix_status.h"
 #include "engine/artifact/sha256.h"
+#include "engine/base/posix_status.h"
 #include "services/quantization/status_macros.h"
 
 namespace nibble {

@@ -79,7 +79,9 @@ TEST_F(Documents, ErrorsNameFileLineAndField) {
   EXPECT_NE(Error("c.jsonl", "{\"txt\": \"ok\"}\n").find("\"messages\""), std::string::npos);
   EXPECT_NE(Error("d.jsonl", "{\"ids\": [4096]}\n").find("holds 4096; allowed are 0..4095"),
             std::string::npos);
-  EXPECT_NE(Error("e.jsonl", "not json\n").find("line 1: not valid JSON"), std::string::npos);
+  EXPECT_NE(Error("e.jsonl", "not json\n").find("line 1: is no JSON"), std::string::npos);
+  const std::string deep = "{\"messages\": " + std::string(100'000, '[') + "}\n";
+  EXPECT_NE(Error("i.jsonl", deep).find("line 1: JSON nests more than"), std::string::npos);
   EXPECT_NE(Error("f.json", "{}").find("array of strings"), std::string::npos);
   EXPECT_NE(Error("g.jsonl", "\n").find("holds no document"), std::string::npos);
   EXPECT_EQ(ReadDocuments("/nonexistent", *tokenizer_).status().code(),
