@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <array>
 #include <vector>
 
 #include "engine/base/cat.h"
@@ -106,12 +108,18 @@ struct GroupInput {
 GroupInput MakeInput(const Workspace::Impl& work, const PreparedLinear& linear, int64_t cols,
                      bool observe) {
   const std::span<const ActFormat> wanted = linear.input_formats();
-  std::vector<ActFormat> formats(wanted.begin(), wanted.end());
+  std::array<ActFormat, kMaxActFormats> formats;
+  size_t count = wanted.size();
+  std::copy(wanted.begin(), wanted.end(), formats.begin());
   size_t plain = 0;
-  while (plain < formats.size() && formats[plain].dtype != DType::kF32) ++plain;
-  if (observe && plain == formats.size()) formats.push_back(ActFormat{DType::kF32, 0});
+  while (plain < count && formats[plain].dtype != DType::kF32) ++plain;
+  if (observe && plain == count) {
+    // Calibration runs in exact mode, in which there are at most two: f32 and int8 per token.
+    NIBBLE_CHECK(count < formats.size());
+    formats[count++] = ActFormat{DType::kF32, 0};
+  }
   GroupInput input;
-  input.produced = work.Acts(formats, cols);
+  input.produced = work.Acts({formats.data(), count}, cols);
   input.consumed = input.produced;
   input.consumed.count = static_cast<int>(wanted.size());
   if (observe) input.observed = static_cast<const float*>(input.produced.views[plain].data);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Times products of the CPU backend beside the machine's ceilings, each measured in alternation
 // with the ceiling it is compared with. The result is checked against the definition in double
-// precision before anything is timed.
+// precision before anything is timed. Products of f32 activations are compared with the ceiling of
+// bf16: in the tiers below avx512-bf16 that is the rate of single-precision multiply-adds.
 //
 //   bench_linear [--scheme int4-g128] [--rows 1,16,512] [--out 4096] [--in 4096] [--threads 0]
 //                [--tier avx512-bf16] [--mode fast|exact] [--seconds 1]
