@@ -102,6 +102,9 @@ class Backend {
                                                                   Mode mode) = 0;
   virtual absl::StatusOr<std::unique_ptr<PreparedEmbedding>> PrepareEmbedding(
       const WeightView& table) = 0;
+  // The table that `linear`, prepared from one weight, was made from (a tied head): embeds to the
+  // same bits as the table itself, without a second copy. `linear` must outlive it.
+  virtual std::unique_ptr<PreparedEmbedding> EmbeddingOf(const PreparedLinear& linear) = 0;
 
   // The pool's memory; `pool` receives its description. num_blocks >= 1.
   virtual absl::StatusOr<std::unique_ptr<Buffer>> AllocateKv(const KvSpec& spec, int32_t num_blocks,

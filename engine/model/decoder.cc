@@ -39,11 +39,15 @@ struct DecoderHead::Impl {
   DecoderConfig config;
   std::unique_ptr<Buffer> norm;  // (hidden) f32
   std::unique_ptr<PreparedLinear> linear;
+  bool tied = false;  // `linear` is the embedding table
 };
 
 DecoderHead::DecoderHead(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 DecoderHead::~DecoderHead() = default;
 size_t DecoderHead::resident_bytes() const { return impl_->linear->resident_bytes(); }
+std::unique_ptr<PreparedEmbedding> DecoderHead::TiedEmbedding() const {
+  return impl_->tied ? impl_->backend->EmbeddingOf(*impl_->linear) : nullptr;
+}
 
 absl::StatusOr<std::unique_ptr<DecoderHead>> DecoderHead::Prepare(Backend& backend,
                                                                   const DecoderConfig& config,
@@ -58,14 +62,14 @@ absl::StatusOr<std::unique_ptr<DecoderHead>> DecoderHead::Prepare(Backend& backe
   auto norm = UploadVector(backend, source, "model.norm.weight", config.hidden);
   if (!norm.ok()) return norm.status();
   impl->norm = *std::move(norm);
-  const bool own_head = source.HasWeight("lm_head");
-  if (!own_head && !config.tied_head) {
+  impl->tied = !source.HasWeight("lm_head");
+  if (impl->tied && !config.tied_head) {
     return absl::InvalidArgumentError(
         "lm_head.weight is missing and config.json says tie_word_embeddings: false");
   }
   auto linear = PrepareLinears(
       backend, source,
-      {{own_head ? "lm_head" : "model.embed_tokens", config.vocab, config.hidden, false}}, mode);
+      {{impl->tied ? "model.embed_tokens" : "lm_head", config.vocab, config.hidden, false}}, mode);
   if (!linear.ok()) return linear.status();
   impl->linear = *std::move(linear);
   return std::unique_ptr<DecoderHead>(new DecoderHead(std::move(impl)));
@@ -97,9 +101,9 @@ struct Decoder::Impl {
   Backend* backend = nullptr;
   DecoderConfig config;
   DecoderOptions options;
-  std::unique_ptr<PreparedEmbedding> embedding;
-  std::vector<std::unique_ptr<DecoderBlock>> blocks;
   std::unique_ptr<DecoderHead> head;
+  std::unique_ptr<PreparedEmbedding> embedding;  // may read the head's memory
+  std::vector<std::unique_ptr<DecoderBlock>> blocks;
   std::unique_ptr<RopeBuffers> rope;
   std::unique_ptr<Workspace> workspace;
   size_t resident_bytes = 0;
@@ -130,16 +134,19 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(Backend& backend,
         Cat("max_context is ", options.max_context, "; the model allows 1..", MaxContext(config)));
   }
 
-  auto table = CheckedWeight(source, "model.embed_tokens", config.vocab, config.hidden);
-  if (!table.ok()) return table.status();
-  auto embedding = backend.PrepareEmbedding(*table);
-  if (!embedding.ok()) return embedding.status();
-  impl->embedding = *std::move(embedding);
-  impl->resident_bytes += impl->embedding->resident_bytes();
   auto head = DecoderHead::Prepare(backend, config, source, options.mode);
   if (!head.ok()) return head.status();
   impl->head = *std::move(head);
   impl->resident_bytes += impl->head->resident_bytes();
+  impl->embedding = impl->head->TiedEmbedding();
+  if (impl->embedding == nullptr) {
+    auto table = CheckedWeight(source, "model.embed_tokens", config.vocab, config.hidden);
+    if (!table.ok()) return table.status();
+    auto embedding = backend.PrepareEmbedding(*table);
+    if (!embedding.ok()) return embedding.status();
+    impl->embedding = *std::move(embedding);
+    impl->resident_bytes += impl->embedding->resident_bytes();
+  }
 
   for (int layer = 0; layer < config.layers; ++layer) {
     auto block = DecoderBlock::Prepare(backend, config, layer, source, options.mode);

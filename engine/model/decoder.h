@@ -100,6 +100,9 @@ class DecoderHead {
   // memory, valid until the workspace is used again. `rows` as in RmsNormArgs.
   float* Forward(const int32_t* rows, int64_t num_rows, Workspace& workspace, bool has_delta) const;
   size_t resident_bytes() const;
+  // Of a tied head: the embedding, which reads the head's own memory and must not outlive it.
+  // nullptr if the head is a matrix of its own.
+  std::unique_ptr<PreparedEmbedding> TiedEmbedding() const;
 
  private:
   struct Impl;

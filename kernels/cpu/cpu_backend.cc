@@ -104,6 +104,13 @@ class CpuBackend : public Backend {
       const WeightView& table) override {
     return PrepareCpuEmbedding(table, arena_);
   }
+  std::unique_ptr<PreparedEmbedding> EmbeddingOf(const PreparedLinear& linear) override {
+    const auto& prepared = static_cast<const CpuLinear&>(linear);
+    NIBBLE_CHECK(prepared.num_weights == 1);
+    auto embedding = std::make_unique<CpuEmbedding>();
+    embedding->packed = prepared.weights.data();
+    return embedding;
+  }
   absl::StatusOr<std::unique_ptr<Buffer>> AllocateKv(const KvSpec& spec, int32_t num_blocks,
                                                      KvPool* pool) override;
   void CopyKvBlock(const KvPool& pool, int32_t from, int32_t to) override;
@@ -172,11 +179,11 @@ void CpuBackend::CopyKvBlock(const KvPool& pool, int32_t from, int32_t to) {
 }
 
 void CpuBackend::Embed(const EmbedArgs& args) {
-  const WeightView& table = static_cast<const CpuEmbedding*>(args.table)->table;
-  ForRows(args.rows, table.cols, [&](int64_t row, int) {
-    float* out = args.out + row * table.cols;
-    for (int64_t k = 0; k < table.cols; ++k)
-      out[k] = ReadWeight(table, args.ids[row], k) * args.scale;
+  const CpuEmbedding& table = *static_cast<const CpuEmbedding*>(args.table);
+  const int64_t cols = table.cols();
+  ForRows(args.rows, cols, [&](int64_t row, int) {
+    float* out = args.out + row * cols;
+    for (int64_t k = 0; k < cols; ++k) out[k] = table.Read(args.ids[row], k) * args.scale;
   });
 }
 

@@ -186,4 +186,32 @@ PackedMatrix PackWeight(const WeightView& w, const float* bias, DType input, uin
   return packed;
 }
 
+float ReadPacked(const PackedMatrix& w, int64_t n, int64_t k) {
+  const int64_t panel = n / kPanelRows;
+  const int64_t lane = n % kPanelRows;
+  const uint8_t* codes = w.codes + static_cast<size_t>(panel) * w.panel_bytes;
+  int code = 0;
+  int bias = 0;
+  switch (w.packing) {
+    case Packing::kF32:
+      return LoadFloat(codes, DType::kF32, k * kPanelRows + lane);
+    case Packing::kF16:
+      return LoadFloat(codes, DType::kF16, k * kPanelRows + lane);
+    case Packing::kBF16:
+      return LoadFloat(codes, DType::kBF16, k * kPanelRows + lane);
+    case Packing::kBF16Pairs:
+      return LoadFloat(codes, DType::kBF16, (k / 2 * kPanelRows + lane) * 2 + k % 2);
+    case Packing::kU8:
+      code = codes[(k / 4 * kPanelRows + lane) * 4 + k % 4];
+      bias = 128;
+      break;
+    case Packing::kU4:
+      code = codes[(k / 8 * kPanelRows + lane) * 4 + k % 4] >> (k % 8 < 4 ? 0 : 4) & 15;
+      bias = 8;
+      break;
+  }
+  const int64_t at = (panel * w.groups + k / w.group) * kPanelRows + lane;
+  return DecodeInt(code, BF16ToF32(w.scales[at]), w.zeros == nullptr ? bias : w.zeros[at]);
+}
+
 }  // namespace nibble

@@ -24,4 +24,7 @@ size_t PackedBytes(const WeightView& w, bool has_bias);
 PackedMatrix PackWeight(const WeightView& w, const float* bias, DType input, uint8_t* memory,
                         ThreadPool& pool);
 
+// Element k of row n: the bits of ReadWeight for the weight that was packed.
+float ReadPacked(const PackedMatrix& w, int64_t n, int64_t k);
+
 }  // namespace nibble

@@ -8,7 +8,9 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
+#include "kernels/codec.h"
 #include "kernels/cpu/memory.h"
+#include "kernels/cpu/packed.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/cpu/tiers.h"
 
@@ -34,6 +36,12 @@ class CpuLinear : public PreparedLinear {
 class CpuEmbedding : public PreparedEmbedding {
  public:
   size_t resident_bytes() const override { return bytes; }
+  float Read(int64_t row, int64_t k) const {
+    return packed != nullptr ? ReadPacked(*packed, row, k) : ReadWeight(table, row, k);
+  }
+  int64_t cols() const { return packed != nullptr ? packed->cols : table.cols; }
+
+  const PackedMatrix* packed = nullptr;  // of a tied head; `table` is unused then
   WeightView table;
   size_t bytes = 0;
   std::shared_ptr<uint8_t> memory;

@@ -232,6 +232,29 @@ TEST(EmbedTest, ReadsRowsOfEverySchemeThatCanBeATable) {
   }
 }
 
+TEST(EmbedTest, ATiedHeadIsItsOwnTable) {
+  for (const Scheme& scheme : kSchemes) {
+    const RandomWeight table(scheme, 77, 172, 5);
+    for (const std::string& tier : Tiers()) {
+      for (const Mode mode : {Mode::kExact, Mode::kFast}) {
+        auto backend = Make(tier);
+        const auto head = backend->Prepare({.weights = {table.view()}, .biases = {}}, mode).value();
+        const auto tied = backend->EmbeddingOf(*head);
+        EXPECT_EQ(tied->resident_bytes(), 0u);
+        const int32_t ids[] = {76, 0, 33, 31};
+        auto out = Take(*backend, 4 * 172 * sizeof(float));
+        backend->Embed({tied.get(), ids, 4, 1.5f, out->as<float>()});
+        for (int64_t row = 0; row < 4; ++row) {
+          for (int64_t k = 0; k < 172; ++k) {
+            ASSERT_EQ(out->as<float>()[row * 172 + k], 1.5f * ReadWeight(table.view(), ids[row], k))
+                << scheme.name << " " << tier;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(HessianTest, AddsOuterProductsBelowTheDiagonalAlikeInEveryTier) {
   for (const int64_t dim : {int64_t{1}, int64_t{17}, int64_t{64}, int64_t{101}}) {
     const int64_t rows = 45;

@@ -55,6 +55,10 @@ class CountingBackend final : public Backend {
     if (!inner.ok()) return inner.status();
     return std::make_unique<CountedEmbedding>(*std::move(inner), weights_);
   }
+  std::unique_ptr<PreparedEmbedding> EmbeddingOf(const PreparedLinear& linear) override {
+    auto inner = inner_.EmbeddingOf(*static_cast<const CountedLinear&>(linear).inner);
+    return std::make_unique<CountedEmbedding>(std::move(inner), weights_);
+  }
   absl::StatusOr<std::unique_ptr<Buffer>> AllocateKv(const KvSpec& spec, int32_t num_blocks,
                                                      KvPool* pool) override {
     return Wrap(inner_.AllocateKv(spec, num_blocks, pool));
