@@ -7,13 +7,15 @@
 //
 // x inputs, r on an even grid over [0, 1), mean|w_j| over all rows of the group's linears of
 // |w_nj| / (largest |w| of its scale group). With D = W - (W diag(s) quantized) diag(1/s) the loss
-// is tr(D H D^T): the Hessian stands for all tokens at once. "No scaling" is a candidate too.
-// Inputs that were always 0 keep factor 1.
+// is tr(D H D^T): the Hessian stands for all tokens at once. A linear of more than 512 rows is
+// judged by 512 of them, spread evenly: r is one number for thousands of rows. "No scaling" is a
+// candidate too. Inputs that were always 0 keep factor 1.
 //
 // Clip search: per row and scale group, the range in {1, 0.95, ..., 0.5} of least output error
 // (w - q)_g^T H_gg (w - q)_g. The caller skips q and k, whose errors meet in a product.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "engine/quant/algorithm.h"
 #include "kernels/check.h"
@@ -24,6 +26,7 @@ namespace {
 constexpr int kClipRatios = 11;
 constexpr double kClipStep = 0.05;
 constexpr double kSmallest = 1e-4;
+constexpr int64_t kSearchRows = 512;  // of a linear, to judge a candidate by
 
 // mean over rows of |w_nj| / max|w| of its group, (K).
 std::vector<double> MeanRelativeWeight(const TransformProblem& problem) {
@@ -74,24 +77,48 @@ std::vector<float> Candidate(const std::vector<float>& mean_abs, const std::vect
   return factors;
 }
 
-// tr(D H D^T) summed over the quantized linears.
-double Loss(const TransformProblem& problem, const std::vector<float>& factors) {
-  double loss = 0;
+// The rows of a quantized linear that candidates are judged by.
+struct SearchedLinear {
+  Matrix rows;
+  const Scheme* scheme;
+  double stands_for;  // rows of the linear for one of these
+};
+
+std::vector<SearchedLinear> SearchedLinears(const TransformProblem& problem) {
+  std::vector<SearchedLinear> result;
   for (size_t i = 0; i < problem.weights.size(); ++i) {
-    const Scheme& scheme = *problem.schemes[i];
-    if (!scheme.quantized()) continue;
+    if (!problem.schemes[i]->quantized()) continue;
     const Matrix& weight = *problem.weights[i];
+    const int64_t count = std::min(weight.rows, kSearchRows);
+    Matrix rows(count, weight.cols);
+    for (int64_t n = 0; n < count; ++n) {
+      const float* from = weight.row(n * weight.rows / count);
+      std::copy(from, from + weight.cols, rows.row(n));
+    }
+    result.push_back({std::move(rows), problem.schemes[i],
+                      static_cast<double>(weight.rows) / static_cast<double>(count)});
+  }
+  return result;
+}
+
+// tr(D H D^T) summed over the linears.
+double Loss(const std::vector<SearchedLinear>& linears, const Matrix& hessian,
+            const std::vector<float>& factors, int threads) {
+  double loss = 0;
+  for (const SearchedLinear& linear : linears) {
+    const Matrix& weight = linear.rows;
     const int64_t k = weight.cols;
-    Matrix work = ScaleColumns(weight, factors, problem.threads);
+    Matrix work = ScaleColumns(weight, factors, threads);
     work =
-        NearestValues(work, scheme, AbsmaxScales(work, scheme, problem.threads), problem.threads);
-    ParallelFor(problem.threads, weight.rows, [&](int64_t n) {
+        NearestValues(work, *linear.scheme, AbsmaxScales(work, *linear.scheme, threads), threads);
+    ParallelFor(threads, weight.rows, [&](int64_t n) {
       for (int64_t j = 0; j < k; ++j) {
         work.at(n, j) = weight.at(n, j) - work.at(n, j) / factors[static_cast<size_t>(j)];
       }
     });
-    const Matrix& hessian = problem.input->hessian;
-    for (const double row : QuadraticForm(work, hessian.row(0), k, problem.threads)) loss += row;
+    double sum = 0;
+    for (const double row : QuadraticForm(work, hessian.row(0), k, threads)) sum += row;
+    loss += linear.stands_for * sum;
   }
   return loss;
 }
@@ -104,11 +131,12 @@ std::vector<float> ScaleAwq(const TransformProblem& problem) {
   NIBBLE_CHECK(input.hessian.rows == static_cast<int64_t>(k));
   const std::vector<double> weight = MeanRelativeWeight(problem);
   std::vector<float> best;
-  double least = Loss(problem, std::vector<float>(k, 1.0f));
+  const std::vector<SearchedLinear> linears = SearchedLinears(problem);
+  double least = Loss(linears, input.hessian, std::vector<float>(k, 1.0f), problem.threads);
   for (int i = 0; i < problem.awq->grid; ++i) {
     std::vector<float> candidate =
         Candidate(input.mean_abs, weight, static_cast<double>(i) / problem.awq->grid);
-    const double loss = Loss(problem, candidate);
+    const double loss = Loss(linears, input.hessian, candidate, problem.threads);
     if (loss < least) {
       least = loss;
       best = std::move(candidate);

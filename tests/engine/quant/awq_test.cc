@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "engine/quant/algorithm.h"
@@ -60,6 +61,28 @@ TEST(Awq, LowersTheOutputErrorWhenSomeInputsAreLarge) {
   EXPECT_GT(s[3], s[4]);  // feature 3 is twelve times larger
   const double plain = OutputError(w, scheme, std::vector<float>(128, 1.0f), input.hessian);
   EXPECT_LT(OutputError(w, scheme, s, input.hessian), 0.8 * plain);
+}
+
+TEST(Awq, JudgesALargeLinearByRowsFromAllOverIt) {
+  // Every row three times: one of each is what an even choice of 512 of the 1536 rows finds.
+  const Matrix kinds = RandomMatrix(512, 64, 51);
+  Matrix w(1536, 64);
+  for (int64_t n = 0; n < w.rows; ++n) {
+    std::copy(kinds.row(n / 3), kinds.row(n / 3) + w.cols, w.row(n));
+  }
+  const InputStatistics input = StatisticsOf(RandomInputs(300, 64, 52));
+  const AwqOptions awq;
+  const SmoothQuantOptions smoothquant;
+  const Scheme& scheme = Named("int4-g64");
+  const auto factors = [&](const Matrix& weight) {
+    return ScaleAwq(TransformProblem{{&weight}, {&scheme}, &input, &awq, &smoothquant, 2});
+  };
+  const std::vector<float> some = factors(kinds);
+  const std::vector<float> all = factors(w);
+  ASSERT_EQ(all.size(), 64u);
+  for (size_t j = 0; j < 64; ++j) EXPECT_NEAR(all[j], some[j], 1e-5f * some[j]);
+  const double plain = OutputError(w, scheme, std::vector<float>(64, 1.0f), input.hessian);
+  EXPECT_LT(OutputError(w, scheme, all, input.hessian), 0.9 * plain);
 }
 
 TEST(Awq, GivesTheSameFactorsForAnyThreads) {
