@@ -89,7 +89,9 @@ absl::StatusOr<nlohmann::json> Run(const Options& options) {
   if (!options.against.empty()) {
     absl::StatusOr<OpenedModel> other = OpenModel(options.against);
     if (!other.ok()) return other.status();
-    absl::StatusOr<std::unique_ptr<Decoder>> loaded = LoadDecoder(*other, **backend, mode, context);
+    // The yardstick is exact, as in a job's report.
+    absl::StatusOr<std::unique_ptr<Decoder>> loaded =
+        LoadDecoder(*other, **backend, Mode::kExact, context);
     if (!loaded.ok()) return loaded.status();
     reference = *std::move(loaded);
   }
@@ -167,7 +169,8 @@ RunVerb AddEval(CLI::App& command) {
                   "tokens seen at once; 0 = as many as the model takes")
       ->check(CLI::NonNegativeNumber);
   command.add_option("--against", options->against,
-                     "a model to compare with: KL divergence from it and same top token");
+                     "a model to compare with, run in exact mode: KL divergence from it and "
+                     "same top token");
   command.add_flag("--exact", options->exact,
                    "do not quantize activations, keep K and V in f32: the reference");
   command.add_option("--kv", options->kv, "KV cache format: f32, bf16, int8");
