@@ -53,8 +53,8 @@ struct ArtifactSummary {
 
 // Streams an artifact into a directory. Memory: one tensor at a time, whatever the model.
 // Deterministic: same spec and bytes, same files. Not thread-safe. After an error the directory is
-// incomplete and the caller removes it. Statuses of the file system (ResourceExhausted: disk full)
-// are passed on.
+// incomplete and the caller removes it. Statuses of the file system (IsDiskFull among them) are
+// passed on.
 class ArtifactWriter {
  public:
   // `directory` exists and is empty. InvalidArgument if a module's tensors are not in the list as

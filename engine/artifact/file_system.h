@@ -18,13 +18,14 @@ namespace nibble {
 class WritableFile {
  public:
   virtual ~WritableFile() = default;                        // closes without syncing
-  virtual absl::Status Append(std::string_view bytes) = 0;  // ResourceExhausted: disk full
+  virtual absl::Status Append(std::string_view bytes) = 0;  // IsDiskFull: no space is left
   virtual absl::Status Sync() = 0;                          // fsync: the bytes survive a power cut
   virtual absl::Status Close() = 0;
 };
 
 // Thread-safe. Statuses name the path and errno's text: NotFound, AlreadyExists, ResourceExhausted
-// (ENOSPC, EDQUOT), PermissionDenied, otherwise Internal.
+// (a full disk for which IsDiskFull() of posix_status.h holds, or a shortage of memory or
+// descriptors), PermissionDenied, otherwise Internal.
 class FileSystem {
  public:
   virtual ~FileSystem() = default;

@@ -5,10 +5,14 @@
 #include <string>
 #include <system_error>
 
+#include "absl/strings/cord.h"
 #include "engine/base/cat.h"
 
 namespace nibble {
 namespace {
+
+// Names the payload that marks a full disk.
+constexpr char kDiskFull[] = "nibble/disk-full";
 
 absl::StatusCode CodeOf(int error) {
   switch (error) {
@@ -18,8 +22,6 @@ absl::StatusCode CodeOf(int error) {
     case EEXIST:
     case ENOTEMPTY:
       return absl::StatusCode::kAlreadyExists;
-    case ENOSPC:
-    case EDQUOT:
     case EMFILE:
     case ENFILE:
     case ENOMEM:
@@ -40,8 +42,18 @@ absl::StatusCode CodeOf(int error) {
 }  // namespace
 
 absl::Status ErrnoStatus(int error, std::string_view action, std::string_view path) {
-  return absl::Status(CodeOf(error),
-                      Cat(path, ": cannot ", action, ": ", std::generic_category().message(error)));
+  const std::string message =
+      Cat(path, ": cannot ", action, ": ", std::generic_category().message(error));
+  if (error == ENOSPC || error == EDQUOT) return DiskFullError(message);
+  return absl::Status(CodeOf(error), message);
 }
+
+absl::Status DiskFullError(std::string_view message) {
+  absl::Status status(absl::StatusCode::kResourceExhausted, Cat(message));
+  status.SetPayload(kDiskFull, absl::Cord());
+  return status;
+}
+
+bool IsDiskFull(const absl::Status& status) { return status.GetPayload(kDiskFull).has_value(); }
 
 }  // namespace nibble

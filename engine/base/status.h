@@ -7,7 +7,7 @@
 
 namespace nibble {
 
-// The same error, its message beginning with where it happened: "WHERE: MESSAGE".
+// The same error with its payloads, its message beginning with where it happened: "WHERE: MESSAGE".
 absl::Status Within(std::string_view where, const absl::Status& status);
 
 }  // namespace nibble

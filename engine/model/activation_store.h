@@ -16,7 +16,7 @@ namespace nibble {
 class ActivationStore {
  public:
   // With `spill`, the rows live in a file of `directory` that is unlinked at once.
-  // ResourceExhausted if the disk is full.
+  // IsDiskFull if it is.
   static absl::StatusOr<std::unique_ptr<ActivationStore>> Make(int64_t rows, int64_t cols,
                                                                bool spill,
                                                                const std::string& directory);

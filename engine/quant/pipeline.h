@@ -96,8 +96,8 @@ struct PipelineResult {
 // attempt and is on the file system where the artifact will be published; checkpoints of earlier
 // attempts are read from `checkpoint_dir`. Deterministic: same spec and inputs, same digest,
 // whatever the threads, interruptions or attempts. Errors: InvalidArgument (spec, model or data),
-// FailedPrecondition (source changed), ResourceExhausted (disk or memory), Cancelled / Aborted from
-// KeepGoing, DataLoss (verification failed).
+// FailedPrecondition (source changed), ResourceExhausted (memory, or a full disk: IsDiskFull),
+// Cancelled / Aborted from KeepGoing, DataLoss (verification failed).
 absl::StatusOr<PipelineResult> RunPipeline(const PipelineSpec& spec, Backend& backend,
                                            FileSystem& fs, const std::string& work_dir,
                                            const std::string& checkpoint_dir, JobHost& host);

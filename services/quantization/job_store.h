@@ -18,7 +18,7 @@
 // artifact by BeginPublish and FinishPublish.
 //
 // All methods are thread-safe, and several processes may use one store. Errors besides those named:
-// Unavailable (locked for too long; retry), ResourceExhausted (disk full), DataLoss, Internal.
+// Unavailable (locked for too long; retry), a full disk (IsDiskFull), DataLoss, Internal.
 #pragma once
 
 #include <cstdint>

@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/posix_status.h"
+#include "engine/base/status.h"
 #include "kernels/check.h"
 
 namespace nibble {
@@ -22,7 +24,7 @@ absl::Status StatusOf(int code, sqlite3* db) {
     case SQLITE_LOCKED:
       return absl::UnavailableError(message);
     case SQLITE_FULL:
-      return absl::ResourceExhaustedError(message);
+      return DiskFullError(message);
     case SQLITE_CORRUPT:
     case SQLITE_NOTADB:
       return absl::DataLossError(message);
@@ -131,14 +133,14 @@ absl::StatusOr<std::unique_ptr<SqliteDatabase>> SqliteDatabase::Open(const std::
   std::unique_ptr<SqliteDatabase> database(new SqliteDatabase(db, std::move(on_commit)));
   if (code != SQLITE_OK) {
     const absl::Status status = StatusOf(code, db);
-    return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
+    return Within(path, status);
   }
   sqlite3_extended_result_codes(db, 1);
   sqlite3_busy_timeout(db, static_cast<int>(absl::ToInt64Milliseconds(busy_timeout)));
   absl::Status status = database->Execute(
       "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;");
   if (!status.ok()) {
-    return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
+    return Within(path, status);
   }
   return database;
 }

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/status.h"
 
 namespace nibble {
 namespace {
@@ -192,7 +193,7 @@ absl::StatusOr<std::unique_ptr<SqliteDatabase>> OpenStoreDatabase(
   if (!database.ok()) return database.status();
   const absl::Status status = EnsureSchema(**database);
   if (!status.ok()) {
-    return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
+    return Within(path, status);
   }
   return database;
 }

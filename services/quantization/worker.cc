@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/artifact/sha256.h"
 #include "engine/artifact/source_files.h"
+#include "engine/base/posix_status.h"
 #include "services/common/log.h"
 #include "services/quantization/job_spec.h"
 #include "services/quantization/publish.h"
@@ -186,10 +187,7 @@ absl::Status Worker::Publish(const JobRecord& job, const PipelineResult& result,
   KeepReport(job, result.artifact_dir);
   if (absl::Status moved = MoveIntoPlace(fs_, layout, staged, result.digest); !moved.ok()) {
     LogWarning("publish_error", {{"job", job.id}, {"error", moved.ToString()}});
-    return Persist(keeper, [&] {
-      return jobs_.EndAttempt(lease, AttemptEnd::kFailed, std::string(moved.message()),
-                              absl::ZeroDuration());
-    });
+    return EndForNow(job, moved, keeper);
   }
   return Persist(keeper, [&] { return jobs_.FinishPublish(lease); });
 }
@@ -199,10 +197,6 @@ absl::Status Worker::EndFailed(const JobRecord& job, const absl::Status& error,
   const Lease lease{job.id, job.attempt};
   const std::string message(error.message());
   LogWarning("attempt_error", {{"job", job.id}, {"error", error.ToString()}});
-  const auto end_attempt = [&](AttemptEnd end, std::chrono::milliseconds delay) {
-    return Persist(keeper,
-                   [&] { return jobs_.EndAttempt(lease, end, message, absl::FromChrono(delay)); });
-  };
   const auto fail = [&](JobReason reason) {
     return Persist(keeper, [&] { return jobs_.Fail(lease, reason, message, ""); });
   };
@@ -214,17 +208,29 @@ absl::Status Worker::EndFailed(const JobRecord& job, const absl::Status& error,
       return fail(JobReason::kInvalidInput);
     case absl::StatusCode::kFailedPrecondition:
       return fail(JobReason::kSourceChanged);
-    case absl::StatusCode::kResourceExhausted:
-      // What this attempt wrote and no checkpoint names is not needed for going on.
-      fs_.RemoveTree(absl::StrCat(options_.layout.Attempt(job.id, job.attempt), "/artifact"))
-          .IgnoreError();
-      return end_attempt(AttemptEnd::kPaused, options_.disk_full_delay);
     case absl::StatusCode::kCancelled:
     case absl::StatusCode::kAborted:
-      return end_attempt(AttemptEnd::kDrained, std::chrono::milliseconds(0));
+      return Persist(keeper, [&] {
+        return jobs_.EndAttempt(lease, AttemptEnd::kDrained, message, absl::ZeroDuration());
+      });
     default:
-      return end_attempt(AttemptEnd::kFailed, std::chrono::milliseconds(0));
+      return EndForNow(job, error, keeper);
   }
+}
+
+absl::Status Worker::EndForNow(const JobRecord& job, const absl::Status& error,
+                               LeaseKeeper& keeper) {
+  const bool full = IsDiskFull(error);
+  if (full) {
+    // What this attempt wrote and no checkpoint names is not needed for going on.
+    fs_.RemoveTree(absl::StrCat(options_.layout.Attempt(job.id, job.attempt), "/artifact"))
+        .IgnoreError();
+  }
+  return Persist(keeper, [&] {
+    return jobs_.EndAttempt({job.id, job.attempt}, full ? AttemptEnd::kPaused : AttemptEnd::kFailed,
+                            std::string(error.message()),
+                            full ? absl::FromChrono(options_.disk_full_delay) : absl::Duration());
+  });
 }
 
 void Worker::KeepReport(const JobRecord& job, const std::string& artifact_dir) {

@@ -53,6 +53,8 @@ class Worker {
   absl::StatusOr<PipelineResult> RunJob(const JobRecord& job, JobHost& host);
   absl::Status Publish(const JobRecord& job, const PipelineResult& result, LeaseKeeper& keeper);
   absl::Status EndFailed(const JobRecord& job, const absl::Status& error, LeaseKeeper& keeper);
+  // Ends an attempt whose error may pass: paused by a full disk, or failed, which counts.
+  absl::Status EndForNow(const JobRecord& job, const absl::Status& error, LeaseKeeper& keeper);
   void KeepReport(const JobRecord& job, const std::string& artifact_dir);
 
   const WorkerOptions options_;

@@ -5,9 +5,12 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <cerrno>
 #include <filesystem>
 
 #include "engine/artifact/mapped_file.h"
+#include "engine/base/posix_status.h"
+#include "engine/base/status.h"
 #include "tests/support/temp_dir.h"
 
 namespace nibble {
@@ -21,6 +24,22 @@ class PosixFileSystemTest : public ::testing::Test {
   TempDir dir_;
   FileSystem& fs_ = PosixFileSystem();
 };
+
+TEST(PosixStatusTest, OnlyAShortageOfDiskIsAFullDisk) {
+  for (const int error : {ENOSPC, EDQUOT}) {
+    const absl::Status status = ErrnoStatus(error, "write", "/a");
+    EXPECT_TRUE(absl::IsResourceExhausted(status));
+    EXPECT_TRUE(IsDiskFull(status)) << status;
+    EXPECT_TRUE(IsDiskFull(Within("while writing", status))) << "passed on";
+  }
+  for (const int error : {ENOMEM, EMFILE, ENFILE}) {
+    const absl::Status status = ErrnoStatus(error, "open", "/a");
+    EXPECT_TRUE(absl::IsResourceExhausted(status));
+    EXPECT_FALSE(IsDiskFull(status)) << status;
+  }
+  EXPECT_FALSE(IsDiskFull(ErrnoStatus(EIO, "write", "/a")));
+  EXPECT_FALSE(IsDiskFull(absl::OkStatus()));
+}
 
 TEST_F(PosixFileSystemTest, AFileIsCreatedOnceAndContinued) {
   auto file = fs_.Create(dir_.File("a"));

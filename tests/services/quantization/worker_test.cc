@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -17,6 +18,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/posix_status.h"
 #include "kernels/check.h"
 #include "services/quantization/publish.h"
 #include "services/quantization/sqlite_job_store.h"
@@ -269,7 +271,7 @@ TEST_F(WorkerTest, AFullDiskPausesTheJobWithAReason) {
   Create("a");
   FaultFileSystem fs(layout_.root);
   // The fourth change is in the first block.
-  fs.Fail(4, absl::ResourceExhaustedError("block-0: cannot write: No space left on device"));
+  fs.Fail(4, ErrnoStatus(ENOSPC, "write", "block-0"));
   for (int round = 0; round < kMaxIdleAttempts + 1; ++round) {
     ASSERT_TRUE(RunOne(fs));
     EXPECT_EQ(Get("a").state, JobState::kQueued);
@@ -278,6 +280,49 @@ TEST_F(WorkerTest, AFullDiskPausesTheJobWithAReason) {
   fs.StopFailing();
   ASSERT_TRUE(RunOne(fs));
   EXPECT_EQ(Get("a").artifact_digest, reference);
+}
+
+TEST_F(WorkerTest, ADiskThatIsFullWhenItPublishesPausesTheJobToo) {
+  const std::string reference = Reference();
+  ASSERT_TRUE(jobs_->DeleteArtifact("artifact-reference").ok());
+  ASSERT_TRUE(SweepNow().ok());
+  Create("a");
+  FaultFileSystem counting(layout_.root);
+  ASSERT_TRUE(RunOne(counting));
+  const std::vector<std::string> log = counting.log();
+  const auto rename = std::find_if(log.begin(), log.end(), [](const std::string& operation) {
+    return operation.compare(0, 7, "rename ") == 0;
+  });
+  ASSERT_NE(rename, log.end());
+  ASSERT_TRUE(jobs_->DeleteArtifact("artifact-a").ok());
+  ASSERT_TRUE(SweepNow().ok());
+
+  Create("b");
+  FaultFileSystem fs(layout_.root);
+  fs.Fail(rename - log.begin(), ErrnoStatus(EDQUOT, "rename", "artifact"));
+  ASSERT_TRUE(RunOne(fs));
+  EXPECT_EQ(Get("b").state, JobState::kQueued);
+  EXPECT_THAT(Get("b").pause_reason, HasSubstr("quota"));
+  EXPECT_THAT(Artifacts(), IsEmpty());
+  fs.StopFailing();
+  ASSERT_TRUE(RunOne(fs));
+  EXPECT_EQ(Get("b").artifact_digest, reference);
+  EXPECT_EQ(CountBlocks("b"), kBlocks);
+}
+
+TEST_F(WorkerTest, ShortMemoryIsNoPauseAndCounts) {
+  Create("a");
+  FaultFileSystem fs(layout_.root);
+  fs.Fail(4, absl::ResourceExhaustedError("cpu memory: 123 bytes wanted"));
+  for (int round = 1; round <= kMaxIdleAttempts; ++round) {
+    EXPECT_EQ(Get("a").state, JobState::kQueued);
+    EXPECT_EQ(Get("a").pause_reason, "");
+    ASSERT_TRUE(RunOne(fs));
+    EXPECT_EQ(Get("a").idle_attempts, round);
+    EXPECT_THAT(Get("a").message, HasSubstr("123 bytes wanted"));
+  }
+  EXPECT_EQ(Get("a").state, JobState::kFailed);
+  EXPECT_EQ(Get("a").reason, JobReason::kAttemptsExhausted);
 }
 
 TEST_F(WorkerTest, ADamagedCheckpointCostsABlockNotTheJob) {
