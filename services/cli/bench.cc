@@ -16,6 +16,7 @@
 
 #include "engine/artifact/checkpoint.h"
 #include "engine/artifact/file_system.h"
+#include "engine/base/cat.h"
 #include "engine/model/config.h"
 #include "engine/serve/engine.h"
 #include "engine/serve/runner.h"
@@ -25,7 +26,6 @@
 #include "services/cli/synthetic.h"
 #include "services/cli/verbs.h"
 #include "services/common/open_model.h"
-#include "services/common/text.h"
 
 namespace nibble {
 namespace {
@@ -191,14 +191,14 @@ absl::StatusOr<nlohmann::json> Measure(const Options& options, const std::string
                                         largest * std::max(1, options.depth) / 512,
                                     kKvBlockTokens});
   if (longest > config->max_positions) {
-    return absl::InvalidArgumentError(Concat("prompt, depth and tokens need ", longest,
-                                             " positions; the model has ", config->max_positions));
+    return absl::InvalidArgumentError(Cat("prompt, depth and tokens need ", longest,
+                                          " positions; the model has ", config->max_positions));
   }
   DecoderRunnerOptions runner_options;
   runner_options.mode = options.exact ? Mode::kExact : Mode::kFast;
   runner_options.kv_format = FindKvFormat(kv);
   if (runner_options.kv_format == nullptr) {
-    return absl::InvalidArgumentError(Concat("--kv is \"", kv, "\"; it must be f32, bf16 or int8"));
+    return absl::InvalidArgumentError(Cat("--kv is \"", kv, "\"; it must be f32, bf16 or int8"));
   }
   runner_options.max_context = longest;
   runner_options.max_sequences = largest;
@@ -262,11 +262,11 @@ absl::StatusOr<std::string> Synthetic(const Options& options) {
   std::string known;
   for (const SyntheticShape& shape : kSyntheticShapes) {
     if (shape.name == options.synthetic) spec.shape = &shape;
-    known += Concat(known.empty() ? "" : ", ", shape.name);
+    known += Cat(known.empty() ? "" : ", ", shape.name);
   }
   if (spec.shape == nullptr) {
     return absl::InvalidArgumentError(
-        Concat("--synthetic is \"", options.synthetic, "\"; it must be one of ", known));
+        Cat("--synthetic is \"", options.synthetic, "\"; it must be one of ", known));
   }
   spec.scheme = options.scheme;
   spec.embedding_scheme = options.embedding_scheme;
@@ -276,7 +276,7 @@ absl::StatusOr<std::string> Synthetic(const Options& options) {
     std::error_code error;
     const std::filesystem::path temporary = std::filesystem::temp_directory_path(error);
     if (error) return absl::InternalError("there is no temporary directory: set TMPDIR");
-    directory = (temporary / Concat("nibble-bench-", getpid())).string();
+    directory = (temporary / Cat("nibble-bench-", getpid())).string();
   }
   if (std::filesystem::exists(directory + "/nibble.json")) return directory;
   if (absl::Status status = WriteSynthetic(spec, directory); !status.ok()) return status;

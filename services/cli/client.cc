@@ -11,10 +11,10 @@
 #include <sstream>
 
 #include "absl/strings/ascii.h"
+#include "engine/base/cat.h"
 #include "services/cli/exit_codes.h"
 #include "services/common/grpc_status.h"
 #include "services/common/settings.h"
-#include "services/common/text.h"
 
 namespace nibble {
 namespace {
@@ -24,7 +24,7 @@ absl::StatusOr<std::string> ReadFile(const char* flag, const std::string& path) 
   std::ostringstream text;
   text << file.rdbuf();
   if (!file.is_open() || file.bad()) {
-    return absl::NotFoundError(Concat(flag, ": ", path, " cannot be read"));
+    return absl::NotFoundError(Cat(flag, ": ", path, " cannot be read"));
   }
   return text.str();
 }
@@ -75,10 +75,10 @@ void Client::Prepare(grpc::ClientContext* context) const {
 absl::Status Client::Explain(const grpc::Status& status) const {
   if (status.error_code() == grpc::StatusCode::UNAVAILABLE &&
       channel_->GetState(false) != GRPC_CHANNEL_READY) {
-    return absl::UnavailableError(Concat("no server at ", server_,
-                                         " (is `nibble serve` running? --server or NIBBLE_SERVER "
-                                         "names another): ",
-                                         status.error_message()));
+    return absl::UnavailableError(Cat("no server at ", server_,
+                                      " (is `nibble serve` running? --server or NIBBLE_SERVER "
+                                      "names another): ",
+                                      status.error_message()));
   }
   return FromGrpc(status);
 }

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/base/cat.h"
 #include "engine/eval/documents.h"
 #include "engine/eval/evaluate.h"
 #include "services/cli/client.h"
@@ -16,7 +17,6 @@
 #include "services/cli/logits_hash.h"
 #include "services/cli/verbs.h"
 #include "services/common/open_model.h"
-#include "services/common/text.h"
 
 namespace nibble {
 namespace {
@@ -60,7 +60,7 @@ absl::StatusOr<nlohmann::json> Run(const Options& options) {
   const KvFormat* kv = FindKvFormat(kv_name);
   if (kv == nullptr) {
     return absl::InvalidArgumentError(
-        Concat("--kv is \"", kv_name, "\"; it must be f32, bf16 or int8"));
+        Cat("--kv is \"", kv_name, "\"; it must be f32, bf16 or int8"));
   }
 
   // The context_length of a GGUF file is often only what its converter was told; documents that are

@@ -9,12 +9,12 @@
 
 #include "engine/artifact/checkpoint.h"
 #include "engine/artifact/manifest.h"
+#include "engine/base/cat.h"
 #include "engine/model/config.h"
 #include "services/cli/client.h"
 #include "services/cli/exit_codes.h"
 #include "services/cli/verbs.h"
 #include "services/common/open_model.h"
-#include "services/common/text.h"
 
 namespace nibble {
 namespace {
@@ -74,7 +74,7 @@ absl::StatusOr<nlohmann::json> Run(const Options& options) {
     return manifest.status();
   } else if (options.verify) {
     return absl::FailedPreconditionError(
-        Concat("--verify: ", options.path, " has no nibble.json, so there is nothing to verify"));
+        Cat("--verify: ", options.path, " has no nibble.json, so there is nothing to verify"));
   }
   if (options.tensors) {
     nlohmann::json rows = nlohmann::json::array();

@@ -6,11 +6,11 @@
 #include <type_traits>
 #include <variant>
 
+#include "engine/base/cat.h"
 #include "services/cli/exit_codes.h"
 #include "services/cli/server_process.h"
 #include "services/cli/verbs.h"
 #include "services/common/settings.h"
-#include "services/common/text.h"
 
 namespace nibble {
 namespace {
@@ -24,7 +24,7 @@ void AddSetting(CLI::App& command, const SettingRow& row, Settings& settings) {
         if constexpr (std::is_same_v<T, bool>) {
           return command.add_flag(flag, value, std::string(row.help));
         } else if constexpr (std::is_arithmetic_v<T>) {
-          return command.add_option(flag, value, Concat(row.help, " (", RangeOf(row), ")"))
+          return command.add_option(flag, value, Cat(row.help, " (", RangeOf(row), ")"))
               ->capture_default_str();
         } else if constexpr (std::is_same_v<T, std::string>) {
           return command.add_option(flag, value, std::string(row.help))->capture_default_str();

@@ -13,13 +13,13 @@
 #include <vector>
 
 #include "engine/artifact/file_system.h"
+#include "engine/base/cat.h"
 #include "services/cli/source_resolver.h"
 #include "services/common/auth.h"
 #include "services/common/log.h"
 #include "services/common/metrics.h"
 #include "services/common/process_metrics.h"
 #include "services/common/server.h"
-#include "services/common/text.h"
 #include "services/generation/generation_service.h"
 #include "services/generation/model_source.h"
 #include "services/quantization/service.h"
@@ -117,9 +117,9 @@ absl::Status RunServer(const Settings& settings) {
     if (!failure.ok()) break;
   }
   if (failure.ok()) {
-    std::string line = Concat("ready address=", listeners[0]->address());
-    if (listeners.size() > 1) line += Concat(" generation-address=", listeners[1]->address());
-    if (exposer != nullptr) line += Concat(" metrics=http://", exposer->address(), "/metrics");
+    std::string line = Cat("ready address=", listeners[0]->address());
+    if (listeners.size() > 1) line += Cat(" generation-address=", listeners[1]->address());
+    if (exposer != nullptr) line += Cat(" metrics=http://", exposer->address(), "/metrics");
     std::printf("%s\n", line.c_str());
     std::fflush(stdout);
   }
@@ -132,7 +132,7 @@ absl::Status RunServer(const Settings& settings) {
   }
 
   // Health turns first, so that load balancers look elsewhere while running requests finish.
-  LogInfo("draining", {{"grace_seconds", Concat(settings.grace_seconds)}});
+  LogInfo("draining", {{"grace_seconds", Cat(settings.grace_seconds)}});
   health.Shutdown();
   signals.Release();
   const std::chrono::milliseconds grace(

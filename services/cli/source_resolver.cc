@@ -6,8 +6,8 @@
 #include <system_error>
 #include <utility>
 
+#include "engine/base/cat.h"
 #include "services/common/names.h"
-#include "services/common/text.h"
 #include "services/quantization/artifacts.h"
 #include "services/quantization/service.h"
 #include "services/quantization/sqlite_job_store.h"
@@ -25,7 +25,7 @@ absl::StatusOr<std::unique_ptr<SqliteDatabase>> OpenStore(const DataLayout& layo
   std::error_code error;
   if (!std::filesystem::exists(layout.Database(), error)) {
     return absl::NotFoundError(
-        Concat("source \"", source, "\" does not exist: ", layout.root, " holds no job store"));
+        Cat("source \"", source, "\" does not exist: ", layout.root, " holds no job store"));
   }
   return OpenStoreDatabase(layout.Database(), kBusyTimeout, nullptr);
 }

@@ -13,7 +13,7 @@
 #include "engine/artifact/artifact_writer.h"
 #include "engine/artifact/file_system.h"
 #include "engine/artifact/safetensors_writer.h"
-#include "services/common/text.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 namespace {
@@ -57,7 +57,7 @@ class Filler {
     const float size = 1.0f / std::sqrt(static_cast<float>(module.cols));
     for (const StoredTensor& part : StoredTensors(*module.scheme, module.rows, module.cols)) {
       absl::Status status;
-      const std::string name = Concat(module.name, part.suffix);
+      const std::string name = Cat(module.name, part.suffix);
       switch (part.part) {
         case Part::kCodes:
           status = module.scheme->quantized()
@@ -193,7 +193,7 @@ absl::Status WriteJson(const std::string& path, const nlohmann::json& json) {
   file << json.dump(2) << "\n";
   file.close();
   if (file.good()) return absl::OkStatus();
-  return absl::InternalError(Concat(path, " could not be written"));
+  return absl::InternalError(Cat(path, " could not be written"));
 }
 
 // The artifact writer carries configuration and tokenizer over from a source.
@@ -219,8 +219,8 @@ absl::Status WriteSource(const SyntheticShape& shape, const std::string& directo
 absl::StatusOr<const Scheme*> SchemeNamed(const std::string& name) {
   if (const Scheme* scheme = FindScheme(name)) return scheme;
   std::string known;
-  for (const Scheme& scheme : kSchemes) known += Concat(known.empty() ? "" : ", ", scheme.name);
-  return absl::InvalidArgumentError(Concat("scheme \"", name, "\" is unknown; there are ", known));
+  for (const Scheme& scheme : kSchemes) known += Cat(known.empty() ? "" : ", ", scheme.name);
+  return absl::InvalidArgumentError(Cat("scheme \"", name, "\" is unknown; there are ", known));
 }
 
 }  // namespace
@@ -243,7 +243,7 @@ absl::Status WriteSynthetic(const SyntheticSpec& spec, const std::string& direct
   modules.push_back({"model.embed_tokens", *embedding, shape.vocabulary, shape.hidden});
   std::vector<std::string> norms = {"model.norm.weight"};
   for (int layer = 0; layer < shape.layers; ++layer) {
-    const std::string block = Concat("model.layers.", layer, ".");
+    const std::string block = Cat("model.layers.", layer, ".");
     const auto add = [&](const char* name, int64_t rows, int64_t cols) {
       modules.push_back({block + name, *linear, rows, cols});
     };

@@ -15,6 +15,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
+#include "engine/base/cat.h"
 #include "services/common/log.h"
 #include "services/common/text.h"
 
@@ -41,7 +42,7 @@ absl::StatusOr<uint8_t> ParseRoles(std::string_view text) {
                                      [&](const NamedRole& row) { return row.name == word; });
     if (found == std::end(kRoles)) {
       return absl::InvalidArgumentError(
-          Concat("role \"", word, "\" is unknown; roles are generate, quantize, admin"));
+          Cat("role \"", word, "\" is unknown; roles are generate, quantize, admin"));
     }
     roles |= static_cast<uint8_t>(found->role);
   }
@@ -52,8 +53,8 @@ absl::StatusOr<uint8_t> ParseRoles(std::string_view text) {
 std::string Stamp(const std::string& path) {
   struct stat info;
   if (stat(path.c_str(), &info) != 0) return "";
-  return Concat(info.st_ino, "/", info.st_size, "/", info.st_mtim.tv_sec, ".", info.st_mtim.tv_nsec,
-                "/", info.st_ctim.tv_sec, ".", info.st_ctim.tv_nsec);
+  return Cat(info.st_ino, "/", info.st_size, "/", info.st_mtim.tv_sec, ".", info.st_mtim.tv_nsec,
+             "/", info.st_ctim.tv_sec, ".", info.st_ctim.tv_nsec);
 }
 
 }  // namespace
@@ -75,19 +76,18 @@ absl::StatusOr<std::vector<TokenEntry>> ParseTokens(std::string_view text) {
     const std::vector<std::string> words{std::istream_iterator<std::string>(line_words), {}};
     if (words.empty() || words[0].starts_with('#')) continue;
     if (words.size() != 4) {
-      return absl::InvalidArgumentError(
-          Concat("line ", number, " has ", words.size(),
-                 " words; it must have 4: sha256, name, tenant, roles"));
+      return absl::InvalidArgumentError(Cat("line ", number, " has ", words.size(),
+                                            " words; it must have 4: sha256, name, tenant, roles"));
     }
     const bool hex = std::all_of(words[0].begin(), words[0].end(),
                                  [](unsigned char c) { return std::isxdigit(c) != 0; });
     if (words[0].size() != 64 || !hex) {
       return absl::InvalidArgumentError(
-          Concat("line ", number, ": the first word must be a sha256 of 64 hexadecimal digits"));
+          Cat("line ", number, ": the first word must be a sha256 of 64 hexadecimal digits"));
     }
     absl::StatusOr<uint8_t> roles = ParseRoles(words[3]);
     if (!roles.ok()) {
-      return absl::InvalidArgumentError(Concat("line ", number, ": ", roles.status().message()));
+      return absl::InvalidArgumentError(Cat("line ", number, ": ", roles.status().message()));
     }
     TokenEntry entry;
     const std::string bytes = absl::HexStringToBytes(words[0]);
@@ -131,17 +131,16 @@ absl::Status Authorizer::Load() {
   std::string text(kMaxTokensFileBytes + 1, '\0');
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
   if (!file.is_open() || file.bad()) {
-    return absl::NotFoundError(Concat("tokens file ", tokens_file_, " cannot be read"));
+    return absl::NotFoundError(Cat("tokens file ", tokens_file_, " cannot be read"));
   }
   text.resize(static_cast<size_t>(file.gcount()));
   if (text.size() > kMaxTokensFileBytes) {
-    return absl::InvalidArgumentError(
-        Concat("tokens file ", tokens_file_, " is larger than 1 MiB"));
+    return absl::InvalidArgumentError(Cat("tokens file ", tokens_file_, " is larger than 1 MiB"));
   }
   absl::StatusOr<std::vector<TokenEntry>> entries = ParseTokens(text);
   if (!entries.ok()) {
     return absl::InvalidArgumentError(
-        Concat("tokens file ", tokens_file_, ": ", entries.status().message()));
+        Cat("tokens file ", tokens_file_, ": ", entries.status().message()));
   }
   auto shared = std::make_shared<const std::vector<TokenEntry>>(*std::move(entries));
   std::lock_guard lock(mutex_);
@@ -188,7 +187,7 @@ absl::StatusOr<Caller> Authorizer::Check(std::string_view authorization, Role ne
   }
   if (caller == nullptr) return absl::UnauthenticatedError("the bearer token is not known");
   if (!caller->Has(needed)) {
-    return absl::PermissionDeniedError(Concat(caller->name, " lacks the role ", RoleName(needed)));
+    return absl::PermissionDeniedError(Cat(caller->name, " lacks the role ", RoleName(needed)));
   }
   return *caller;
 }

@@ -5,7 +5,7 @@
 #include <spdlog/spdlog.h>
 
 #include "absl/strings/escaping.h"
-#include "services/common/text.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 namespace {
@@ -23,8 +23,8 @@ void Write(spdlog::level::level_enum level, std::string_view event, LogFields fi
   std::string line(event);
   for (const auto& [name, value] : fields) {
     const bool plain = !value.empty() && value.find_first_of(" \"=\\\n\t\r") == value.npos;
-    line.append(Concat(" ", name, "="));
-    line.append(plain ? value : Concat("\"", absl::Utf8SafeCEscape(value), "\""));
+    line.append(Cat(" ", name, "="));
+    line.append(plain ? value : Cat("\"", absl::Utf8SafeCEscape(value), "\""));
   }
   Logger().log(level, spdlog::string_view_t(line.data(), line.size()));
 }

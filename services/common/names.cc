@@ -5,6 +5,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
+#include "engine/base/cat.h"
 #include "services/common/text.h"
 
 namespace nibble {
@@ -18,7 +19,7 @@ absl::Status CheckIdentifier(std::string_view field, std::string_view identifier
       std::all_of(identifier.begin(), identifier.end(), allowed)) {
     return absl::OkStatus();
   }
-  return absl::InvalidArgumentError(Concat(
+  return absl::InvalidArgumentError(Cat(
       field, " is \"", absl::Utf8SafeCEscape(AbslView(identifier.substr(0, 2 * kMaxIdentifier))),
       "\"; it must be 1..64 characters of a-z, A-Z, 0-9, '.', '_', '-', the first a letter or "
       "digit"));
@@ -31,8 +32,8 @@ absl::StatusOr<std::string> ParseName(std::string_view field, std::string_view n
     identifier.remove_prefix(collection.size() + 1);
   } else if (!bare) {
     return absl::InvalidArgumentError(
-        Concat(field, " is \"", absl::Utf8SafeCEscape(AbslView(name.substr(0, 2 * kMaxIdentifier))),
-               "\"; it must be ", collection, "/<identifier>"));
+        Cat(field, " is \"", absl::Utf8SafeCEscape(AbslView(name.substr(0, 2 * kMaxIdentifier))),
+            "\"; it must be ", collection, "/<identifier>"));
   }
   if (absl::Status status = CheckIdentifier(field, identifier); !status.ok()) return status;
   return std::string(identifier);

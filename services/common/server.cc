@@ -14,9 +14,9 @@
 #include <utility>
 
 #include "absl/strings/match.h"
+#include "engine/base/cat.h"
 #include "services/common/metrics_collectable.h"
 #include "services/common/rpc_metrics.h"
-#include "services/common/text.h"
 
 namespace nibble {
 namespace {
@@ -30,10 +30,10 @@ absl::StatusOr<std::string> ReadPem(std::string_view flag, const std::string& pa
   std::ostringstream text;
   text << file.rdbuf();
   if (!file.is_open() || file.bad()) {
-    return absl::NotFoundError(Concat(flag, ": ", path, " cannot be read"));
+    return absl::NotFoundError(Cat(flag, ": ", path, " cannot be read"));
   }
   if (text.str().find("-----BEGIN ") == std::string::npos) {
-    return absl::InvalidArgumentError(Concat(flag, ": ", path, " is not a PEM file"));
+    return absl::InvalidArgumentError(Cat(flag, ": ", path, " is not a PEM file"));
   }
   return text.str();
 }
@@ -61,7 +61,7 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> Credentials(const Setti
 std::string WithPort(const std::string& address, int port) {
   const size_t colon = address.rfind(':');
   if (colon == std::string::npos || absl::StartsWith(address, "unix:")) return address;
-  return Concat(address.substr(0, colon), ":", port);
+  return Cat(address.substr(0, colon), ":", port);
 }
 
 }  // namespace
@@ -147,7 +147,7 @@ absl::StatusOr<std::unique_ptr<Listener>> Listener::Start(const Settings& settin
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (server == nullptr || port == 0) {
     return absl::UnavailableError(
-        Concat("cannot listen on ", address, ": is another program using it?"));
+        Cat("cannot listen on ", address, ": is another program using it?"));
   }
   health.Attach(server.get());
   return std::unique_ptr<Listener>(
@@ -179,7 +179,7 @@ absl::StatusOr<std::unique_ptr<MetricsExposer>> MetricsExposer::Start(const std:
                                                                       Metrics& metrics) {
   // The HTTP server knows "127.0.0.1:80" and "80", but no names.
   std::string numeric = address;
-  if (absl::StartsWith(address, "localhost:")) numeric = Concat("127.0.0.1", address.substr(9));
+  if (absl::StartsWith(address, "localhost:")) numeric = Cat("127.0.0.1", address.substr(9));
   try {
     auto impl = std::make_unique<Impl>(numeric);
     impl->collectable = MetricsCollectable(metrics);
@@ -188,7 +188,7 @@ absl::StatusOr<std::unique_ptr<MetricsExposer>> MetricsExposer::Start(const std:
     const std::string in_use = ports.empty() ? address : WithPort(address, ports[0]);
     return std::unique_ptr<MetricsExposer>(new MetricsExposer(std::move(impl), in_use));
   } catch (const std::exception& error) {
-    return absl::UnavailableError(Concat("cannot serve metrics on ", address, ": ", error.what()));
+    return absl::UnavailableError(Cat("cannot serve metrics on ", address, ": ", error.what()));
   }
 }
 

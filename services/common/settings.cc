@@ -5,7 +5,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "services/common/text.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 namespace {
@@ -74,22 +74,20 @@ const SettingRow kRows[] = {
 
 // Whole numbers in full: 1073741824, not 1.07374e+09.
 std::string Number(double value) {
-  return value == std::floor(value) ? Concat(static_cast<int64_t>(value)) : Concat(value);
+  return value == std::floor(value) ? Cat(static_cast<int64_t>(value)) : Cat(value);
 }
 
 absl::Status CheckRange(const SettingRow& row, double value) {
   if (value >= row.min && value <= row.max) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      Concat(row.flag, " is ", Number(value), "; it must be ", RangeOf(row)));
+      Cat(row.flag, " is ", Number(value), "; it must be ", RangeOf(row)));
 }
 
 }  // namespace
 
 std::span<const SettingRow> SettingRows() { return kRows; }
 
-std::string RangeOf(const SettingRow& row) {
-  return Concat(Number(row.min), "..", Number(row.max));
-}
+std::string RangeOf(const SettingRow& row) { return Cat(Number(row.min), "..", Number(row.max)); }
 
 bool IsLoopback(std::string_view address) {
   if (address.starts_with("unix:")) return true;
@@ -118,7 +116,7 @@ absl::Status ValidateSettings(const Settings& settings) {
   }
   if (settings.device != "cpu" && settings.device != "auto") {
     return absl::InvalidArgumentError(
-        Concat("--device is \"", settings.device, "\"; it must be cpu or auto"));
+        Cat("--device is \"", settings.device, "\"; it must be cpu or auto"));
   }
   if (settings.roles.empty()) {
     return absl::InvalidArgumentError("--roles is empty; give quantization, generation or both");
@@ -126,24 +124,24 @@ absl::Status ValidateSettings(const Settings& settings) {
   for (const std::string& role : settings.roles) {
     if (role != "quantization" && role != "generation") {
       return absl::InvalidArgumentError(
-          Concat("--roles holds \"", role, "\"; it must be quantization, generation or both"));
+          Cat("--roles holds \"", role, "\"; it must be quantization, generation or both"));
     }
   }
   for (const std::string& load : settings.load) {
     const size_t equals = load.find('=');
     if (equals == 0 || equals == load.npos || equals + 1 == load.size()) {
-      return absl::InvalidArgumentError(Concat("--load is \"", load, "\"; it must be NAME=SOURCE"));
+      return absl::InvalidArgumentError(Cat("--load is \"", load, "\"; it must be NAME=SOURCE"));
     }
   }
   if (settings.token_budget <= settings.max_running) {
-    return absl::InvalidArgumentError(Concat("--token-budget is ", settings.token_budget,
-                                             "; it must be more than --max-running (",
-                                             settings.max_running, ")"));
+    return absl::InvalidArgumentError(Cat("--token-budget is ", settings.token_budget,
+                                          "; it must be more than --max-running (",
+                                          settings.max_running, ")"));
   }
   if (settings.max_waiting < settings.max_choices) {
-    return absl::InvalidArgumentError(Concat("--max-waiting is ", settings.max_waiting,
-                                             "; it must be at least --max-n (",
-                                             settings.max_choices, ")"));
+    return absl::InvalidArgumentError(Cat("--max-waiting is ", settings.max_waiting,
+                                          "; it must be at least --max-n (", settings.max_choices,
+                                          ")"));
   }
   if (settings.tls_cert.empty() != settings.tls_key.empty()) {
     return absl::InvalidArgumentError("--tls-cert and --tls-key must be given together");
@@ -158,9 +156,9 @@ absl::Status ValidateSettings(const Settings& settings) {
         std::pair{"--generation-address", &settings.generation_address}}) {
     if (address->empty() || IsLoopback(*address) || guarded || settings.insecure) continue;
     return absl::InvalidArgumentError(
-        Concat(flag, " is ", *address,
-               ", which others can reach: give --tls-cert, --tls-key and --tokens-file (or "
-               "--tls-client-ca), or say --insecure"));
+        Cat(flag, " is ", *address,
+            ", which others can reach: give --tls-cert, --tls-key and --tokens-file (or "
+            "--tls-client-ca), or say --insecure"));
   }
   return absl::OkStatus();
 }

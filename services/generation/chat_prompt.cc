@@ -5,8 +5,8 @@
 #include <chrono>
 #include <utility>
 
+#include "engine/base/cat.h"
 #include "engine/tokenizer/chat_template.h"
-#include "services/common/text.h"
 
 namespace nibble {
 namespace {
@@ -71,9 +71,9 @@ absl::StatusOr<std::vector<int32_t>> ChatPrompt::Encode(const std::vector<ChatTu
                                                         std::string* rendered) const {
   const ChatTemplate* const chat_template = tokenizer_->chat_template();
   if (chat_template == nullptr) {
-    return absl::FailedPreconditionError(Concat("the model has no usable chat template (",
-                                                tokenizer_->chat_template_status().message(),
-                                                "); send text or token_ids"));
+    return absl::FailedPreconditionError(Cat("the model has no usable chat template (",
+                                             tokenizer_->chat_template_status().message(),
+                                             "); send text or token_ids"));
   }
   ChatInput input;
   for (const ChatTurn& turn : turns) {

@@ -7,11 +7,11 @@
 #include <future>
 #include <utility>
 
+#include "engine/base/cat.h"
 #include "nibble/v1/generation.grpc.pb.h"
 #include "services/common/grpc_status.h"
 #include "services/common/log.h"
 #include "services/common/names.h"
-#include "services/common/text.h"
 #include "services/common/work_pool.h"
 #include "services/generation/call.h"
 #include "services/generation/reactors.h"
@@ -92,7 +92,7 @@ class Service final : public v1::GenerationService::CallbackService {
         request->has_grace_seconds() ? request->grace_seconds() : settings_.grace_seconds;
     if (!(grace >= 0 && grace <= 3600)) {
       return Answer(context, absl::InvalidArgumentError(
-                                 Concat("grace_seconds is ", grace, "; it must be 0..3600")));
+                                 Cat("grace_seconds is ", grace, "; it must be 0..3600")));
     }
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     registry_.Unload(*name, Milliseconds(grace),
@@ -106,9 +106,8 @@ class Service final : public v1::GenerationService::CallbackService {
     absl::StatusOr<Caller> caller = Authorize(authorizer_, *context, Role::kGenerate);
     if (!caller.ok()) return Answer(context, caller.status());
     if (request->page_size() < 0 || request->page_size() > kMaxPageSize) {
-      return Answer(context,
-                    absl::InvalidArgumentError(Concat("page_size is ", request->page_size(),
-                                                      "; it must be 0..", kMaxPageSize)));
+      return Answer(context, absl::InvalidArgumentError(Cat("page_size is ", request->page_size(),
+                                                            "; it must be 0..", kMaxPageSize)));
     }
     const int size = request->page_size() == 0 ? kDefaultPageSize : request->page_size();
     // The token is the last name of the page before.
@@ -191,7 +190,7 @@ class Service final : public v1::GenerationService::CallbackService {
       for (int32_t id : request->token_ids()) {
         if (id < 0 || id >= vocabulary) {
           return absl::InvalidArgumentError(
-              Concat("token_ids holds ", id, "; it must be 0..", vocabulary - 1));
+              Cat("token_ids holds ", id, "; it must be 0..", vocabulary - 1));
         }
       }
       const bool skip = !request->has_skip_special_tokens() || request->skip_special_tokens();
@@ -231,9 +230,8 @@ class Service final : public v1::GenerationService::CallbackService {
   }
   absl::Status Check(const v1::DetokenizeRequest& request) const {
     if (request.token_ids_size() <= kMaxDetokenize) return absl::OkStatus();
-    return absl::InvalidArgumentError(Concat("the number of token_ids is ",
-                                             request.token_ids_size(), "; it must be 0..",
-                                             kMaxDetokenize));
+    return absl::InvalidArgumentError(Cat("the number of token_ids is ", request.token_ids_size(),
+                                          "; it must be 0..", kMaxDetokenize));
   }
 
   // The engine's request, checked by the engine.
@@ -292,7 +290,7 @@ struct GenerationServer::Impl {
       : health(health_board),
         registry(settings, metrics, std::move(resolver),
                  [this](const std::string& name, bool serving) {
-                   health.Set(Concat(kGenerationServiceName, "/", name), serving);
+                   health.Set(Cat(kGenerationServiceName, "/", name), serving);
                  }),
         service(settings, authorizer, registry, metrics) {}
 

@@ -5,8 +5,8 @@
 #include <atomic>
 #include <utility>
 
+#include "engine/base/cat.h"
 #include "services/common/log.h"
-#include "services/common/text.h"
 
 namespace nibble {
 namespace {
@@ -56,16 +56,16 @@ void ModelRegistry::Load(const std::string& name, const ModelSpec& spec, LoadDon
           entry.loading->waiting.push_back(std::move(done));
           return;
         }
-        answer = absl::AbortedError(Concat("servedModels/", name, " is being loaded from ",
-                                           entry.loading->spec.source,
-                                           " or with other options; try again when that is done"));
+        answer = absl::AbortedError(Cat("servedModels/", name, " is being loaded from ",
+                                        entry.loading->spec.source,
+                                        " or with other options; try again when that is done"));
       } else if (entry.serving != nullptr && entry.serving->spec() == spec) {
         answer = ViewLocked(name, entry);
       } else if (entry.serving == nullptr &&
                  entries_.size() > static_cast<size_t>(settings_.max_models)) {
         answer = absl::ResourceExhaustedError(
-            Concat("servedModels/", name, " would be model number ", entries_.size(), "; at most ",
-                   settings_.max_models, " are served (--max-models)"));
+            Cat("servedModels/", name, " would be model number ", entries_.size(), "; at most ",
+                settings_.max_models, " are served (--max-models)"));
         entries_.erase(name);
       } else {
         entry.loading = std::make_unique<Loading>();
@@ -132,7 +132,7 @@ void ModelRegistry::FinishLoad(const std::string& name,
                               {"scheme", answer->facts.scheme},
                               {"kv", answer->facts.kv_format},
                               {"digest", answer->facts.digest},
-                              {"seconds", Concat(answer->facts.load_seconds)}});
+                              {"seconds", Cat(answer->facts.load_seconds)}});
   } else {
     LogWarning("model_not_loaded",
                {{"name", name}, {"error", std::string(answer.status().message())}});
@@ -156,7 +156,7 @@ void ModelRegistry::Unload(const std::string& name, std::chrono::milliseconds gr
       refused = NoSuchModelLocked(name);
     } else if (it->second.loading != nullptr) {
       refused = absl::AbortedError(
-          Concat("servedModels/", name, " is being loaded; try again when that is done"));
+          Cat("servedModels/", name, " is being loaded; try again when that is done"));
     } else if (it->second.serving == nullptr) {
       // What is left of a failed load goes; what drains goes by itself.
       if (it->second.draining == 0) entries_.erase(it);
@@ -216,13 +216,13 @@ absl::StatusOr<std::shared_ptr<ServedModel>> ModelRegistry::Find(const std::stri
   if (it == entries_.end()) return NoSuchModelLocked(name);
   if (it->second.serving != nullptr) return it->second.serving;
   if (it->second.loading != nullptr) {
-    return absl::UnavailableError(Concat("servedModels/", name, " is being loaded"));
+    return absl::UnavailableError(Cat("servedModels/", name, " is being loaded"));
   }
   if (it->second.draining > 0) {
-    return absl::UnavailableError(Concat("servedModels/", name, " is being unloaded"));
+    return absl::UnavailableError(Cat("servedModels/", name, " is being unloaded"));
   }
   return absl::UnavailableError(
-      Concat("servedModels/", name, " could not be loaded: ", it->second.error));
+      Cat("servedModels/", name, " could not be loaded: ", it->second.error));
 }
 
 absl::Status ModelRegistry::NoSuchModelLocked(const std::string& name) const {
@@ -231,8 +231,8 @@ absl::Status ModelRegistry::NoSuchModelLocked(const std::string& name) const {
     if (entry.serving == nullptr) continue;
     known += known.empty() ? other : ", " + other;
   }
-  return absl::NotFoundError(Concat(
-      "servedModels/", name, " does not exist; served are: ", known.empty() ? "none" : known));
+  return absl::NotFoundError(
+      Cat("servedModels/", name, " does not exist; served are: ", known.empty() ? "none" : known));
 }
 
 ServedModelView ModelRegistry::ViewLocked(const std::string& name, const Entry& entry) const {

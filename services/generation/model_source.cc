@@ -17,8 +17,8 @@
 
 #include "engine/artifact/file_system.h"
 #include "engine/artifact/source_files.h"
+#include "engine/base/cat.h"
 #include "services/common/log.h"
-#include "services/common/text.h"
 
 namespace nibble {
 namespace {
@@ -41,7 +41,7 @@ class Fd {
 absl::StatusOr<Fd> OpenRoot(const std::string& root) {
   Fd fd(open(root.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
   if (fd.get() >= 0) return fd;
-  return absl::NotFoundError(Concat("--model-root ", root, ": ", std::strerror(errno)));
+  return absl::NotFoundError(Cat("--model-root ", root, ": ", std::strerror(errno)));
 }
 
 absl::StatusOr<Fd> OpenBeneath(const Fd& root, const std::string& path, uint64_t flags) {
@@ -54,29 +54,28 @@ absl::StatusOr<Fd> OpenBeneath(const Fd& root, const std::string& path, uint64_t
     case ENOENT:
     case ENOTDIR:
       return absl::NotFoundError(
-          Concat("source \"", path, "\" does not exist beneath the model root"));
+          Cat("source \"", path, "\" does not exist beneath the model root"));
     case EXDEV:
     case ELOOP:
-      return absl::InvalidArgumentError(
-          Concat("source \"", path, "\" leads out of the model root"));
+      return absl::InvalidArgumentError(Cat("source \"", path, "\" leads out of the model root"));
     default:
-      return absl::InvalidArgumentError(Concat("source \"", path, "\": ", std::strerror(errno)));
+      return absl::InvalidArgumentError(Cat("source \"", path, "\": ", std::strerror(errno)));
   }
 }
 
 absl::StatusOr<std::string> RealPath(const Fd& fd) {
   std::array<char, PATH_MAX> real;
-  const std::string link = Concat("/proc/self/fd/", fd.get());
+  const std::string link = Cat("/proc/self/fd/", fd.get());
   const ssize_t length = readlink(link.c_str(), real.data(), real.size());
   if (length > 0 && static_cast<size_t>(length) < real.size()) {
     return std::string(real.data(), static_cast<size_t>(length));
   }
-  return absl::InternalError(Concat(link, ": ", std::strerror(errno)));
+  return absl::InternalError(Cat(link, ": ", std::strerror(errno)));
 }
 
 absl::Status Copy(const Fd& from, const std::string& to) {
   const Fd out(open(to.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
-  if (out.get() < 0) return absl::InternalError(Concat(to, ": ", std::strerror(errno)));
+  if (out.get() < 0) return absl::InternalError(Cat(to, ": ", std::strerror(errno)));
   constexpr size_t kPiece = size_t{1} << 30;
   bool shares_blocks = true;  // until the kernel says that these two file systems cannot
   for (;;) {
@@ -90,9 +89,9 @@ absl::Status Copy(const Fd& from, const std::string& to) {
       continue;
     }
     if (errno == ENOSPC || errno == EDQUOT) {
-      return absl::ResourceExhaustedError(Concat(to, ": ", std::strerror(errno)));
+      return absl::ResourceExhaustedError(Cat(to, ": ", std::strerror(errno)));
     }
-    return absl::InternalError(Concat(to, ": ", std::strerror(errno)));
+    return absl::InternalError(Cat(to, ": ", std::strerror(errno)));
   }
 }
 
@@ -102,7 +101,7 @@ absl::StatusOr<ModelSource> CopyFromRoot(const std::string& root, const std::str
                                          const std::string& scratch) {
   if (root.empty()) {
     return absl::PermissionDeniedError(
-        Concat("source is \"", path, "\", a path, and the server has no --model-root"));
+        Cat("source is \"", path, "\", a path, and the server has no --model-root"));
   }
   absl::StatusOr<Fd> base = OpenRoot(root);
   if (!base.ok()) return base.status();
@@ -122,7 +121,7 @@ absl::StatusOr<ModelSource> CopyFromRoot(const std::string& root, const std::str
     if (!file.ok()) return file.status();
     struct stat info;
     if (fstat(file->get(), &info) != 0 || !S_ISREG(info.st_mode)) {
-      return absl::InvalidArgumentError(Concat("source \"", path, "\": ", name, " is no file"));
+      return absl::InvalidArgumentError(Cat("source \"", path, "\": ", name, " is no file"));
     }
     bytes += info.st_size;
     opened.push_back(*std::move(file));
@@ -135,12 +134,12 @@ absl::StatusOr<ModelSource> CopyFromRoot(const std::string& root, const std::str
   absl::StatusOr<int64_t> free = fs.FreeBytes(scratch);
   if (!free.ok()) return free.status();
   if (bytes > *free - kSpareDisk) {
-    return absl::ResourceExhaustedError(Concat("source \"", path, "\" has ", bytes,
-                                               " bytes; the data directory has room for ", *free));
+    return absl::ResourceExhaustedError(Cat("source \"", path, "\" has ", bytes,
+                                            " bytes; the data directory has room for ", *free));
   }
   std::string directory = scratch + "/XXXXXX";
   if (mkdtemp(directory.data()) == nullptr) {
-    return absl::InternalError(Concat(directory, ": ", std::strerror(errno)));
+    return absl::InternalError(Cat(directory, ": ", std::strerror(errno)));
   }
   ModelSource source;
   source.path = is_file ? directory + "/" + files->names[0] : directory;

@@ -9,10 +9,10 @@
 
 #include "engine/artifact/checkpoint.h"
 #include "engine/artifact/source_files.h"
+#include "engine/base/cat.h"
 #include "engine/model/decoder.h"
 #include "engine/serve/runner.h"
 #include "services/common/open_model.h"
-#include "services/common/text.h"
 
 namespace nibble {
 namespace {
@@ -24,7 +24,7 @@ constexpr int kLoadAttempts = 2;
 absl::Status CheckRange(const char* field, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      Concat(field, " is ", value, "; it must be 0 or ", low, "..", high));
+      Cat(field, " is ", value, "; it must be 0 or ", low, "..", high));
 }
 
 class TokenizerDecoder : public TextDecoder {
@@ -54,11 +54,10 @@ absl::Status ValidateModelSpec(const ModelSpec& spec) {
   }
   if (!spec.kv_format.empty() && spec.kv_format != "bf16" && spec.kv_format != "int8") {
     return absl::InvalidArgumentError(
-        Concat("kv_format is \"", spec.kv_format, "\"; it must be bf16 or int8"));
+        Cat("kv_format is \"", spec.kv_format, "\"; it must be bf16 or int8"));
   }
   if (spec.mode != "fast" && spec.mode != "exact") {
-    return absl::InvalidArgumentError(
-        Concat("mode is \"", spec.mode, "\"; it must be fast or exact"));
+    return absl::InvalidArgumentError(Cat("mode is \"", spec.mode, "\"; it must be fast or exact"));
   }
   if (spec.max_context != 0) {
     absl::Status status = CheckRange("max_context", spec.max_context, 16, 100'000'000);
@@ -154,7 +153,7 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string
   options.kv_format = FindKvFormat(kv_name);
   if (options.kv_format == nullptr) {
     return absl::InvalidArgumentError(
-        Concat("kv_format of ", spec.source, " is \"", kv_name, "\", which is unknown"));
+        Cat("kv_format of ", spec.source, " is \"", kv_name, "\", which is unknown"));
   }
   options.max_sequences = spec.max_running != 0 ? spec.max_running : settings.max_running;
   options.token_budget = std::max(settings.token_budget, options.max_sequences + 1);
@@ -178,8 +177,8 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string
       options.kv_bytes = std::min(options.kv_bytes, useful);
       if (options.kv_bytes < kv.BytesPerBlock()) {
         return absl::ResourceExhaustedError(
-            Concat("memory_budget_bytes is ", budget, "; the weights of ", spec.source, " take ",
-                   weight_bytes, " and one KV block ", kv.BytesPerBlock()));
+            Cat("memory_budget_bytes is ", budget, "; the weights of ", spec.source, " take ",
+                weight_bytes, " and one KV block ", kv.BytesPerBlock()));
       }
     }
     absl::StatusOr<std::unique_ptr<Backend>> backend =
@@ -196,8 +195,8 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string
     runner = *std::move(loaded);
   }
   if (runner == nullptr) {
-    return absl::ResourceExhaustedError(Concat("memory_budget_bytes is ", budget, "; ", spec.source,
-                                               " takes ", weight_bytes, " without its KV cache"));
+    return absl::ResourceExhaustedError(Cat("memory_budget_bytes is ", budget, "; ", spec.source,
+                                            " takes ", weight_bytes, " without its KV cache"));
   }
 
   std::unique_ptr<ServedModel> model(new ServedModel(name, spec, settings, metrics));
@@ -270,12 +269,12 @@ absl::Status ServedModel::Try() {
       return absl::OkStatus();
     }
     return absl::InvalidArgumentError(
-        Concat("the model ", spec_.source,
-               " was loaded and failed its trial: ", update->end->status.message()));
+        Cat("the model ", spec_.source,
+            " was loaded and failed its trial: ", update->end->status.message()));
   }
   return absl::DeadlineExceededError(
-      Concat("the model ", spec_.source, " gave no token within ",
-             std::chrono::duration_cast<std::chrono::seconds>(kTryTimeout).count(), " s"));
+      Cat("the model ", spec_.source, " gave no token within ",
+          std::chrono::duration_cast<std::chrono::seconds>(kTryTimeout).count(), " s"));
 }
 
 absl::Status ServedModel::health() const {
@@ -283,10 +282,10 @@ absl::Status ServedModel::health() const {
   const EngineStats stats = engine_->Stats();
   const double oldest = std::max(stats.current_step_seconds, stats.heartbeat_age);
   if (oldest > settings_.stale_step_seconds) {
-    return absl::UnavailableError(Concat("a step of ", name_, " is ", oldest, " s old"));
+    return absl::UnavailableError(Cat("a step of ", name_, " is ", oldest, " s old"));
   }
   if (stats.state != EngineState::kServing) {
-    return absl::UnavailableError(Concat(name_, " takes no requests"));
+    return absl::UnavailableError(Cat(name_, " takes no requests"));
   }
   return absl::OkStatus();
 }

@@ -5,15 +5,15 @@
 #include <string>
 #include <utility>
 
+#include "engine/base/cat.h"
 #include "services/common/names.h"
-#include "services/common/text.h"
 
 namespace nibble {
 namespace {
 
 absl::Status CheckCount(const char* what, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return absl::OkStatus();
-  return absl::InvalidArgumentError(Concat(what, " is ", value, "; it must be ", low, "..", high));
+  return absl::InvalidArgumentError(Cat(what, " is ", value, "; it must be ", low, "..", high));
 }
 
 absl::Status CheckText(const std::string& text, const Settings& settings) {
@@ -40,7 +40,7 @@ absl::Status CheckChat(const v1::ChatInput& chat, const Settings& settings) {
 }
 
 absl::Status NoInput(const char* fields) {
-  return absl::InvalidArgumentError(Concat("input is missing; set one of ", fields));
+  return absl::InvalidArgumentError(Cat("input is missing; set one of ", fields));
 }
 
 absl::StatusOr<std::vector<int32_t>> EncodeChat(const v1::ChatInput& chat, bool parse_special,

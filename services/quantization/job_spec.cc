@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/cat.h"
 #include "services/common/names.h"
-#include "services/common/text.h"
 #include "services/quantization/source_files.h"
 #include "services/quantization/status_macros.h"
 
@@ -18,7 +18,7 @@ namespace {
 template <typename Number>
 absl::Status CheckRange(std::string_view field, Number value, Number low, Number high) {
   if (value >= low && value <= high) return absl::OkStatus();
-  return absl::InvalidArgumentError(Concat(field, ": ", value, " is not within ", low, "..", high));
+  return absl::InvalidArgumentError(Cat(field, ": ", value, " is not within ", low, "..", high));
 }
 
 // 0 stands for the default.
@@ -33,20 +33,20 @@ std::string Or(const std::string& value, const char* otherwise) {
 absl::Status CheckText(std::string_view field, const v1::TextSource& text) {
   switch (text.source_case()) {
     case v1::TextSource::kCalibrationSet:
-      return ParseName(Concat(field, ".calibration_set"), text.calibration_set(), "calibrationSets")
+      return ParseName(Cat(field, ".calibration_set"), text.calibration_set(), "calibrationSets")
           .status();
     case v1::TextSource::kPath:
-      return CheckRelativePath(Concat(field, ".path"), text.path());
+      return CheckRelativePath(Cat(field, ".path"), text.path());
     case v1::TextSource::SOURCE_NOT_SET:
       break;
   }
-  return absl::InvalidArgumentError(Concat(field, ": name a calibration_set or a path"));
+  return absl::InvalidArgumentError(Cat(field, ": name a calibration_set or a path"));
 }
 
 absl::Status CheckGate(const v1::Gate& gate) {
   const auto positive = [](std::string_view field, bool set, double value) -> absl::Status {
     if (!set || (std::isfinite(value) && value > 0)) return absl::OkStatus();
-    return absl::InvalidArgumentError(Concat(field, ": ", value, " must be finite and > 0"));
+    return absl::InvalidArgumentError(Cat(field, ": ", value, " must be finite and > 0"));
   };
   NIBBLE_RETURN_IF_ERROR(positive("spec.gate.max_perplexity_ratio", gate.has_max_perplexity_ratio(),
                                   gate.max_perplexity_ratio()));

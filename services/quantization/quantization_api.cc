@@ -11,10 +11,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/artifact/sha256.h"
+#include "engine/base/cat.h"
 #include "engine/quant/recipe.h"
 #include "kernels/scheme.h"
 #include "services/common/names.h"
-#include "services/common/text.h"
 #include "services/quantization/convert.h"
 #include "services/quantization/job_spec.h"
 #include "services/quantization/paging.h"
