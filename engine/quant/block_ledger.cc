@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <utility>
 
 #include "engine/artifact/mapped_file.h"
 #include "engine/artifact/safetensors_writer.h"
@@ -16,8 +17,6 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr int64_t kRowsAtOnce = 1024;
-constexpr const char* kFingerprint = "fingerprint";
-constexpr const char* kTier = "tier";
 constexpr const char* kQuantized = "quantized";
 constexpr const char* kPlain = "plain";
 
@@ -62,7 +61,7 @@ absl::StatusOr<std::pair<std::unique_ptr<MappedFile>, SafetensorsHeader>> MapTen
 
 absl::StatusOr<std::unique_ptr<BlockLedger>> BlockLedger::Open(
     FileSystem& fs, const std::string& work_dir, const std::string& checkpoint_dir,
-    const LedgerIdentity& identity, int32_t layers, bool calibrated, JobHost& host) {
+    const CheckpointBasis& basis, int32_t layers, bool calibrated, JobHost& host) {
   const std::filesystem::path relative =
       std::filesystem::path(work_dir).lexically_normal().lexically_relative(
           std::filesystem::path(checkpoint_dir).lexically_normal());
@@ -74,10 +73,10 @@ absl::StatusOr<std::unique_ptr<BlockLedger>> BlockLedger::Open(
   ledger->directory_ = Cat(work_dir, "/blocks");
   ledger->prefix_ = (relative / "blocks").lexically_normal().string();
   ledger->checkpoint_dir_ = checkpoint_dir;
-  ledger->identity_ = identity;
+  ledger->basis_ = basis;
   ledger->layers_ = layers;
   ledger->calibrated_ = calibrated;
-  ledger->usable_ = host.Checkpoints();
+  ledger->TakeCheckpoints(host.Checkpoints());
   ledger->FindResumePoint();
   return ledger;
 }
@@ -97,24 +96,21 @@ bool BlockLedger::Verified(const PipelineCheckpoint& checkpoint, size_t file) {
   return good;
 }
 
-bool BlockLedger::SameIdentity(const std::string& path) {
-  auto mapped = MapTensors(path);
-  if (!mapped.ok()) return false;
-  const std::map<std::string, std::string>& metadata = mapped->second.metadata;
-  const auto fingerprint = metadata.find(kFingerprint);
-  const auto tier = metadata.find(kTier);
-  if (fingerprint == metadata.end() || tier == metadata.end()) return false;
-  const bool same = fingerprint->second == identity_.fingerprint && tier->second == identity_.tier;
-  if (!same && !said_why_) {
-    said_why_ = true;
-    host_.Log(tier->second != identity_.tier
-                  ? Cat("starting over: the finished blocks were computed on ", tier->second,
-                        ", this attempt runs on ", identity_.tier,
-                        ", and results differ between them")
-                  : std::string("starting over: the finished blocks belong to another recipe, "
-                                "source or calibration set"));
+void BlockLedger::TakeCheckpoints(std::vector<PipelineCheckpoint> named) {
+  const PipelineCheckpoint* other = nullptr;
+  for (PipelineCheckpoint& checkpoint : named) {
+    if (checkpoint.basis == basis_) {
+      usable_.push_back(std::move(checkpoint));
+    } else {
+      other = &checkpoint;
+    }
   }
-  return same;
+  if (!usable_.empty() || other == nullptr) return;
+  host_.Log(other->basis.tier != basis_.tier
+                ? Cat("starting over: the finished blocks were computed on ", other->basis.tier,
+                      ", this attempt runs on ", basis_.tier, ", and results differ between them")
+                : std::string("starting over: the finished blocks belong to another recipe, "
+                              "source, calibration set or version of this program"));
 }
 
 bool BlockLedger::FindActivations(int32_t done) {
@@ -136,10 +132,7 @@ void BlockLedger::FindResumePoint() {
       continue;
     }
     if (it->files.size() == 2) activations_.emplace(done, it->files[1]);
-    if (!block_files.contains(done - 1) && Verified(*it, 0) &&
-        SameIdentity(Cat(checkpoint_dir_, "/", it->files[0]))) {
-      block_files[done - 1] = it->files[0];
-    }
+    if (!block_files.contains(done - 1) && Verified(*it, 0)) block_files[done - 1] = it->files[0];
   }
   int32_t done = 0;
   while (block_files.contains(done)) ++done;
@@ -186,6 +179,7 @@ absl::Status BlockLedger::Commit(const QuantizedBlock& block, double drift,
   const int32_t index = blocks_done();
   PipelineCheckpoint checkpoint;
   checkpoint.blocks_done = index + 1;
+  checkpoint.basis = basis_;
 
   std::vector<SafetensorsEntry> entries;
   std::map<std::string, std::string_view> bytes;
@@ -210,12 +204,9 @@ absl::Status BlockLedger::Commit(const QuantizedBlock& block, double drift,
     bytes[name] = vectors[name];
   }
   const std::string block_name = Numbered(prefix_, "block", index);
-  absl::StatusOr<std::unique_ptr<SafetensorsWriter>> writer =
-      SafetensorsWriter::Create(fs_, Cat(checkpoint_dir_, "/", block_name), entries,
-                                {{kFingerprint, identity_.fingerprint},
-                                 {kTier, identity_.tier},
-                                 {"errors", ErrorsToJson(block.errors).dump()},
-                                 {"drift", Json(drift).dump()}});
+  absl::StatusOr<std::unique_ptr<SafetensorsWriter>> writer = SafetensorsWriter::Create(
+      fs_, Cat(checkpoint_dir_, "/", block_name), entries,
+      {{"errors", ErrorsToJson(block.errors).dump()}, {"drift", Json(drift).dump()}});
   if (!writer.ok()) return writer.status();
   for (const SafetensorsEntry& entry : entries) {
     absl::Status status = (*writer)->Append(entry.name, bytes[entry.name]);

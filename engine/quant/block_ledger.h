@@ -25,12 +25,6 @@
 
 namespace nibble {
 
-// What a checkpoint was made from: it may be used only where all of it is the same.
-struct LedgerIdentity {
-  std::string fingerprint;  // hex sha256 over recipe, source, calibration set and format version
-  std::string tier;         // of the backend
-};
-
 // What a finished block's file says.
 struct FinishedBlock {
   SafetensorsHeader header;
@@ -46,7 +40,7 @@ class BlockLedger {
   // `checkpoint_dir`. `calibrated`: whether activations belong to a checkpoint.
   static absl::StatusOr<std::unique_ptr<BlockLedger>> Open(
       FileSystem& fs, const std::string& work_dir, const std::string& checkpoint_dir,
-      const LedgerIdentity& identity, int32_t layers, bool calibrated, JobHost& host);
+      const CheckpointBasis& basis, int32_t layers, bool calibrated, JobHost& host);
 
   int32_t blocks_done() const { return static_cast<int32_t>(blocks_.size()); }
 
@@ -63,11 +57,12 @@ class BlockLedger {
 
  private:
   BlockLedger(FileSystem& fs, JobHost& host) : fs_(fs), host_(host) {}
+  // Keeps those of this basis; says in the log if there are only others.
+  void TakeCheckpoints(std::vector<PipelineCheckpoint> named);
   void FindResumePoint();
   // Whether whole activations after `done` blocks exist; notes where.
   bool FindActivations(int32_t done);
   bool Verified(const PipelineCheckpoint& checkpoint, size_t file);
-  bool SameIdentity(const std::string& path);
   // Returns the file's sha256.
   absl::StatusOr<std::string> WriteActivations(const std::string& name,
                                                const ActivationStore& quantized,
@@ -79,12 +74,11 @@ class BlockLedger {
   std::string directory_;  // where this attempt writes, absolute
   std::string prefix_;     // the same relative to checkpoint_dir
   std::string checkpoint_dir_;
-  LedgerIdentity identity_;
+  CheckpointBasis basis_;
   int32_t layers_ = 0;
   bool calibrated_ = false;
   bool made_directory_ = false;
-  bool said_why_ = false;                       // a log line about unusable checkpoints is enough
-  std::vector<PipelineCheckpoint> usable_;      // what the host named
+  std::vector<PipelineCheckpoint> usable_;      // what the host named, of this basis
   std::map<std::string, bool> verified_;        // by file name: whether its digest was right
   std::vector<std::string> blocks_;             // names of the block files, by block
   std::map<int32_t, std::string> activations_;  // names of the activation files, by blocks done

@@ -199,15 +199,13 @@ class Attempt {
 absl::Status Attempt::Open() {
   if (absl::Status status = ValidateSpec(spec_); !status.ok()) return status;
   Progress("digest", 0, Cat("reading ", spec_.model_path));
-  absl::StatusOr<std::string> digest = SourceDigest(spec_.model_path, KeepGoing());
-  if (!digest.ok()) return digest.status();
-  if (!spec_.model_digest.empty() && *digest != spec_.model_digest) {
-    return absl::FailedPreconditionError(Cat("the source ", spec_.model_path,
-                                             " changed: its digest is ", *digest, ", it was ",
-                                             spec_.model_digest));
+  report_.source_digest = spec_.model_digest;
+  if (spec_.model_digest.empty()) {
+    absl::StatusOr<std::string> digest = SourceDigest(spec_.model_path, KeepGoing());
+    if (!digest.ok()) return digest.status();
+    report_.source_digest = *digest;
   }
   report_.recipe = spec_.recipe;
-  report_.source_digest = *digest;
   report_.tier = backend_.Tier();
   report_.backend = backend_.Description();
   report_.gate = spec_.gate;

@@ -31,9 +31,9 @@ struct Gate {
 absl::StatusOr<Gate> ParseGate(std::string_view expression);
 
 struct PipelineSpec {
-  std::string model_path;    // directory or GGUF file; its digest is checked against model_digest
-                             // when that is given
-  std::string model_digest;  // hex sha256 over the source's files, "" = not known yet
+  std::string model_path;    // directory or GGUF file
+  std::string model_digest;  // SourceDigest(model_path), from a caller who took it as this attempt
+                             // began, so that it is taken once; "" = the pipeline takes it
   Recipe recipe;
   std::string calibration_path;       // text, .json array of strings, .jsonl ("text" | "messages" |
                                       // "ids"); may be "" if not needed
@@ -48,12 +48,21 @@ struct PipelineSpec {
                                     << 30;  // live activations above it are spilled to work_dir
 };
 
+// What finished blocks were made from and on. Only blocks of one basis go on from each other.
+struct CheckpointBasis {
+  std::string fingerprint;  // hex sha256 over recipe, source, calibration set and format version
+  std::string tier;         // of the backend
+
+  friend bool operator==(const CheckpointBasis&, const CheckpointBasis&) = default;
+};
+
 // A finished step that later attempts may start from.
 struct PipelineCheckpoint {
   int32_t blocks_done = 0;  // blocks [0, blocks_done) are final
   std::vector<std::string>
       files;  // names relative to checkpoint_dir, written once beneath work_dir, already synced
   std::vector<std::string> sha256;  // hex, per file
+  CheckpointBasis basis = {};
 };
 
 struct PipelineProgress {
@@ -68,7 +77,8 @@ class JobHost {
  public:
   virtual ~JobHost() = default;
   // Checkpoints that the store names, oldest first. The pipeline verifies digests and uses the
-  // newest that is whole.
+  // newest of its own basis that is whole; if all are of another, it starts over and says so in
+  // the log.
   virtual std::vector<PipelineCheckpoint> Checkpoints() = 0;
   // Makes a checkpoint count. An error (lease lost, store down) ends the attempt with that status.
   virtual absl::Status Commit(const PipelineCheckpoint& checkpoint) = 0;
@@ -96,7 +106,7 @@ struct PipelineResult {
 // attempt and is on the file system where the artifact will be published; checkpoints of earlier
 // attempts are read from `checkpoint_dir`. Deterministic: same spec and inputs, same digest,
 // whatever the threads, interruptions or attempts. Errors: InvalidArgument (spec, model or data),
-// FailedPrecondition (source changed), ResourceExhausted (memory, or a full disk: IsDiskFull),
+// ResourceExhausted (memory, or a full disk: IsDiskFull),
 // Cancelled / Aborted from KeepGoing, DataLoss (verification failed).
 absl::StatusOr<PipelineResult> RunPipeline(const PipelineSpec& spec, Backend& backend,
                                            FileSystem& fs, const std::string& work_dir,

@@ -250,6 +250,7 @@ class JobStore {
   virtual absl::Status RecordProgress(const Lease& lease,
                                       const std::optional<PipelineProgress>& progress,
                                       const std::vector<std::string>& log_lines) = 0;
+  // Of a block that no checkpoint of the same basis has yet, it resets the count of idle attempts.
   virtual absl::Status CommitCheckpoint(const Lease& lease,
                                         const PipelineCheckpoint& checkpoint) = 0;
   // Oldest first.

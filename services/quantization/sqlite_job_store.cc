@@ -371,9 +371,17 @@ class SqliteJobStore : public JobStore {
     }
     return db_.Write([&]() -> absl::Status {
       NIBBLE_RETURN_IF_ERROR(FindRunning(lease).status());
+      const CheckpointBasis& basis = checkpoint.basis;
+      NIBBLE_ASSIGN_OR_RETURN(
+          const int64_t same,
+          db_.Integer("SELECT COUNT(*) FROM checkpoints WHERE job = ? AND blocks_done >= ? "
+                      "AND fingerprint = ? AND tier = ?",
+                      lease.job, checkpoint.blocks_done, basis.fingerprint, basis.tier));
       NIBBLE_RETURN_IF_ERROR(
-          db_.Run("INSERT INTO checkpoints (job, attempt, blocks_done, files) VALUES (?, ?, ?, ?)",
-                  lease.job, lease.attempt, checkpoint.blocks_done, files.dump())
+          db_.Run("INSERT INTO checkpoints (job, attempt, blocks_done, files, fingerprint, tier) "
+                  "VALUES (?, ?, ?, ?, ?, ?)",
+                  lease.job, lease.attempt, checkpoint.blocks_done, files.dump(), basis.fingerprint,
+                  basis.tier)
               .status());
       const absl::Time now = clock_.Now();
       NIBBLE_ASSIGN_OR_RETURN(
@@ -381,9 +389,8 @@ class SqliteJobStore : public JobStore {
           db_.Integer("SELECT ?1 - block_time FROM jobs WHERE id = ?2", now, lease.job));
       NIBBLE_RETURN_IF_ERROR(
           db_.Run("UPDATE jobs SET block_time = ?1, blocks_done = ?2, "
-                  "idle_attempts = CASE WHEN ?2 > best_blocks THEN 0 ELSE idle_attempts END, "
-                  "best_blocks = MAX(best_blocks, ?2) WHERE id = ?3",
-                  now, checkpoint.blocks_done, lease.job)
+                  "idle_attempts = CASE ?3 WHEN 0 THEN 0 ELSE idle_attempts END WHERE id = ?4",
+                  now, checkpoint.blocks_done, same, lease.job)
               .status());
       return AddEvent(lease.job, JobEventKind::kBlockDone, AttemptEnd::kNone, "",
                       std::max(0.0, static_cast<double>(micros) * 1e-6));
@@ -394,7 +401,8 @@ class SqliteJobStore : public JobStore {
     std::vector<PipelineCheckpoint> checkpoints;
     const std::lock_guard lock(db_.mutex());
     NIBBLE_RETURN_IF_ERROR(db_.Each(
-        "SELECT blocks_done, files FROM checkpoints WHERE job = ? ORDER BY number",
+        "SELECT blocks_done, files, fingerprint, tier FROM checkpoints WHERE job = ? "
+        "ORDER BY number",
         [&](Query& row) {
           PipelineCheckpoint& checkpoint = checkpoints.emplace_back();
           checkpoint.blocks_done = row.Int32();
@@ -402,6 +410,8 @@ class SqliteJobStore : public JobStore {
             checkpoint.files.push_back(file.at(0));
             checkpoint.sha256.push_back(file.at(1));
           }
+          checkpoint.basis.fingerprint = row.Text();
+          checkpoint.basis.tier = row.Text();
         },
         id));
     return checkpoints;

@@ -160,6 +160,16 @@ CREATE TABLE resources (
 );
 )sql";
 
+// A block is new if no checkpoint of its basis has it.
+constexpr char kVersion2[] = R"sql(
+ALTER TABLE checkpoints ADD COLUMN fingerprint TEXT NOT NULL DEFAULT '';
+ALTER TABLE checkpoints ADD COLUMN tier TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs DROP COLUMN best_blocks;
+)sql";
+
+// What makes each version of the one before it.
+constexpr const char* kSteps[kStoreSchemaVersion] = {kVersion1, kVersion2};
+
 absl::Status EnsureSchema(SqliteDatabase& database) {
   return database.Write([&]() -> absl::Status {
     int64_t version = 0;
@@ -175,8 +185,8 @@ absl::Status EnsureSchema(SqliteDatabase& database) {
                                                         " is newer than this program's ",
                                                         kStoreSchemaVersion));
     }
-    if (version == 0) {
-      const absl::Status status = database.Execute(kVersion1);
+    for (; version < kStoreSchemaVersion; ++version) {
+      const absl::Status status = database.Execute(kSteps[version]);
       if (!status.ok()) return status;
     }
     return database.Execute(absl::StrCat("PRAGMA user_version=", kStoreSchemaVersion).c_str());

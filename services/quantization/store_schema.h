@@ -12,7 +12,7 @@ namespace nibble {
 
 // Version of the tables. A database with a larger one was written by a newer program and is
 // refused; a smaller one is brought up step by step.
-inline constexpr int kStoreSchemaVersion = 1;
+inline constexpr int kStoreSchemaVersion = 2;
 
 // Opens or creates the database of a data directory, with its tables. The two SQLite stores share
 // it. FailedPrecondition if its version is unknown.

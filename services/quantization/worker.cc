@@ -158,11 +158,8 @@ absl::StatusOr<PipelineResult> Worker::RunJob(const JobRecord& job, JobHost& hos
   if (spec.has_evaluation()) {
     NIBBLE_ASSIGN_OR_RETURN(pipeline.eval_path, find_text(spec.evaluation(), "evaluation"));
   }
-  // The pipeline reads and compares the digest of a later attempt.
-  pipeline.model_digest = job.source_digest;
-  if (pipeline.model_digest.empty()) {
-    NIBBLE_ASSIGN_OR_RETURN(pipeline.model_digest, SourceDigest(pipeline.model_path, keep_going));
-  }
+  // Once for each attempt: the first one's is recorded, later ones' are compared with it.
+  NIBBLE_ASSIGN_OR_RETURN(pipeline.model_digest, SourceDigest(pipeline.model_path, keep_going));
   NIBBLE_RETURN_IF_ERROR(
       jobs_.RecordSource({job.id, job.attempt}, pipeline.model_digest, inputs.texts));
   return pipeline_(pipeline, fs_, work_dir, job_dir, host);

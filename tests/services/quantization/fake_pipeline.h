@@ -16,6 +16,8 @@ struct FakePipelineOptions {
   int32_t blocks = 4;
   std::chrono::milliseconds block_time{1};
   bool gate_passed = true;
+  std::string tier = "tier-a";
+  int32_t fails_after = -1;  // blocks of an attempt, with Internal; -1 = never
 };
 
 absl::StatusOr<PipelineResult> RunFakePipeline(const FakePipelineOptions& options,

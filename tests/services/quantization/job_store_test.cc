@@ -81,8 +81,8 @@ class JobStoreTest : public ::testing::Test {
     EXPECT_TRUE(job.ok()) << job.status();
     return job.value_or(JobRecord());
   }
-  static PipelineCheckpoint Checkpoint(int32_t blocks) {
-    return {blocks, {"attempt/block"}, {kDigest}};
+  static PipelineCheckpoint Checkpoint(int32_t blocks, const std::string& tier = "tier") {
+    return {blocks, {"attempt/block"}, {kDigest}, {"fingerprint", tier}};
   }
   static PublishIntent Intent(const std::string& digest = kDigest) {
     return {digest, "jobs/a/attempt-1/artifact", 123, {{"perplexity", 12.5}}};
@@ -144,6 +144,25 @@ TEST_F(JobStoreTest, EverythingSurvivesARestart) {
   EXPECT_THAT(*store_->Checkpoints("a"), SizeIs(1));
   EXPECT_EQ(store_->ListLogs("a", 0, 10)->front().text, "line");
   EXPECT_TRUE(store_->Renew(lease).ok()) << "the worker goes on as if nothing had happened";
+}
+
+TEST_F(JobStoreTest, AnOlderSchemaIsBroughtUpWithItsJobs) {
+  Create("a");
+  const Lease lease = LeaseIt();
+  ASSERT_TRUE(database_
+                  ->Execute("ALTER TABLE checkpoints DROP COLUMN fingerprint;"
+                            "ALTER TABLE checkpoints DROP COLUMN tier;"
+                            "ALTER TABLE jobs ADD COLUMN best_blocks INTEGER NOT NULL DEFAULT 0;"
+                            "INSERT INTO checkpoints (job, attempt, blocks_done, files)"
+                            " VALUES ('a', 1, 1, '[]');"
+                            "PRAGMA user_version=1")
+                  .ok());
+  Reopen();
+  ASSERT_THAT(*store_->Checkpoints("a"), SizeIs(1));
+  EXPECT_EQ(store_->Checkpoints("a")->front().basis, CheckpointBasis());
+  EXPECT_TRUE(store_->CommitCheckpoint(lease, Checkpoint(1)).ok());
+  EXPECT_THAT(*store_->Checkpoints("a"), SizeIs(2));
+  EXPECT_EQ(store_->Checkpoints("a")->back().basis, Checkpoint(1).basis);
 }
 
 TEST_F(JobStoreTest, ANewerSchemaIsRefused) {
@@ -372,6 +391,25 @@ TEST_F(JobStoreTest, ABlockThatWasDoneBeforeIsNotANewOne) {
   ASSERT_EQ(*store_->ReclaimFrom("w", "crash"), 1);
   for (int attempt = 0; attempt < 3; ++attempt) {
     ASSERT_TRUE(store_->CommitCheckpoint(LeaseIt("w@1"), Checkpoint(5)).ok());
+    ASSERT_EQ(*store_->ReclaimFrom("w", "crash"), 1);
+  }
+  EXPECT_EQ(Get("a").reason, JobReason::kAttemptsExhausted);
+}
+
+TEST_F(JobStoreTest, ABlockOfAnotherTierIsANewOne) {
+  Create("a");
+  ASSERT_TRUE(store_->CommitCheckpoint(LeaseIt("w@1"), Checkpoint(5)).ok());
+  ASSERT_EQ(*store_->ReclaimFrom("w", "crash"), 1);
+  // It starts over there, and gets a block further with every attempt.
+  for (int32_t block = 1; block <= 5; ++block) {
+    ASSERT_TRUE(store_->CommitCheckpoint(LeaseIt("w@1"), Checkpoint(block, "other")).ok());
+    EXPECT_EQ(Get("a").idle_attempts, 0);
+    ASSERT_EQ(*store_->ReclaimFrom("w", "crash"), 1);
+  }
+  EXPECT_EQ(Get("a").state, JobState::kQueued);
+  // Going back and forth without a new block on either does count.
+  for (const char* tier : {"tier", "other", "tier"}) {
+    ASSERT_TRUE(store_->CommitCheckpoint(LeaseIt("w@1"), Checkpoint(1, tier)).ok());
     ASSERT_EQ(*store_->ReclaimFrom("w", "crash"), 1);
   }
   EXPECT_EQ(Get("a").reason, JobReason::kAttemptsExhausted);

@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -23,6 +24,7 @@
 #include "absl/strings/str_join.h"
 #include "engine/artifact/manifest.h"
 #include "engine/artifact/sha256.h"
+#include "kernels/backend.h"
 #include "kernels/check.h"
 #include "nibble/v1/quantization.grpc.pb.h"
 #include "services/common/server.h"
@@ -65,8 +67,8 @@ class ServiceTest : public ::testing::Test {
     options.data_dir = directory_.File("data");
     options.model_root = models_.path();
     options.supervisor.workers = workers;
-    options.supervisor.first_backoff = std::chrono::milliseconds(10);
-    options.supervisor.longest_backoff = std::chrono::milliseconds(50);
+    options.supervisor.first_backoff = backoff_;
+    options.supervisor.longest_backoff = std::max(backoff_, std::chrono::milliseconds(50));
     options.supervisor.command = {
         NIBBLE_TEST_WORKER, "--real", "--data-dir", options.data_dir, "--model-root",
         models_.path(),     "--plan", PlanPath(),   "--story",        StoryPath()};
@@ -228,6 +230,7 @@ class ServiceTest : public ::testing::Test {
 
   TempDir directory_;
   TempDir models_;
+  std::chrono::milliseconds backoff_{10};  // before a dead worker is replaced
   std::chrono::milliseconds recover_{50};  // how often publishes left half done are looked for
   std::unique_ptr<Metrics> metrics_;
   std::unique_ptr<Health> health_;
@@ -663,6 +666,33 @@ TEST_F(ServiceTest, KilledDuringPublishNothingIsListedUntilTheNextStartCompletes
     EXPECT_THAT(ListedArtifacts(), ElementsAre("artifacts/" + moment));
     DeleteArtifact(moment);
   }
+}
+
+TEST_F(ServiceTest, GoingOnUnderAnotherTierItStartsOverAndSaysSo) {
+  if ((*MakeCpuBackend({1, ""}))->Tier() == "cpu/scalar") return;  // there is no other tier
+  StartServer(1);
+  const std::string digest = UndisturbedDigest();
+  DeleteArtifact("undisturbed");
+  StopServer();
+  backoff_ = std::chrono::hours(1);
+  StartServer(1, {"--tier", "scalar"});
+  KillAt({"block 0"});
+  const std::string name = Create(Request("moved"));
+  while (Get(name).attempts() == 0 || Get(name).state() != v1::Job::QUEUED) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  StopServer();
+  backoff_ = std::chrono::milliseconds(10);
+  StartServer(1);
+  const std::vector<v1::JobEvent> events = Watch(name);
+  ExpectPublished(name, digest);
+  EXPECT_THAT(BlocksDone(events), ElementsAre(1, 1, 2, 3));
+  v1::ListJobLogsRequest list;
+  list.set_name(name);
+  v1::ListJobLogsResponse logs;
+  ASSERT_TRUE(Call(&Stub::ListJobLogs, list, &logs).ok());
+  EXPECT_THAT(logs.DebugString(), HasSubstr("starting over: the finished blocks were computed on "
+                                            "cpu/scalar"));
 }
 
 TEST_F(ServiceTest, ARestartOfTheServerLosesNothing) {

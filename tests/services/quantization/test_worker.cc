@@ -219,7 +219,7 @@ std::atomic<bool> drain = false;
 
 int Main(int argc, char** argv) {
   CLI::App app("worker of the tests");
-  std::string data_dir, model_root, name = "test";
+  std::string data_dir, model_root, name = "test", tier;
   int lifeline = -1, block_ms = 1, blocks = 4, lease_ms = 30000;
   bool once = false, stop = false, real = false;
   app.add_option("--data-dir", data_dir)->required();
@@ -229,6 +229,7 @@ int Main(int argc, char** argv) {
   app.add_option("--block-ms", block_ms);
   app.add_option("--blocks", blocks);
   app.add_option("--lease-ms", lease_ms);
+  app.add_option("--tier", tier);
   app.add_option("--at", moments.at);
   app.add_option("--plan", moments.plan);
   app.add_option("--story", moments.story);
@@ -261,8 +262,10 @@ int Main(int argc, char** argv) {
   const auto jobs = MakeSqliteJobStore(**database, clock, leases);
   const auto resources = MakeSqliteResourceStore(**database, clock);
   StepFileSystem fs(options.layout);
-  const FakePipelineOptions fake{blocks, std::chrono::milliseconds(block_ms), true};
-  const auto backend = MakeCpuBackend({.threads = 1, .tier = ""});
+  FakePipelineOptions fake;
+  fake.blocks = blocks;
+  fake.block_time = std::chrono::milliseconds(block_ms);
+  const auto backend = MakeCpuBackend({.threads = 1, .tier = tier});
   if (!backend.ok()) return 1;
   const Pipeline pipeline = [&](const PipelineSpec& spec, FileSystem& files,
                                 const std::string& work_dir, const std::string& checkpoint_dir,

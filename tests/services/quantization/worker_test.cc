@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "engine/artifact/source_files.h"
 #include "engine/base/posix_status.h"
 #include "kernels/check.h"
 #include "services/quantization/publish.h"
@@ -332,8 +333,10 @@ TEST_F(WorkerTest, ADamagedCheckpointCostsABlockNotTheJob) {
     const Lease lease{"a", Get("a").attempt};
     const std::string dir = layout_.Attempt("a", lease.attempt);
     WriteFile(dir + "/block-9", "not what was named");
-    ASSERT_TRUE(
-        jobs_->CommitCheckpoint(lease, {2, {"attempt-1/block-9"}, {std::string(64, '0')}}).ok());
+    ASSERT_TRUE(jobs_
+                    ->CommitCheckpoint(
+                        lease, {2, {"attempt-1/block-9"}, {std::string(64, '0')}, {"", fake_.tier}})
+                    .ok());
     drain_ = true;
   };
   ASSERT_TRUE(RunOne());
@@ -341,6 +344,39 @@ TEST_F(WorkerTest, ADamagedCheckpointCostsABlockNotTheJob) {
   drain_ = false;
   ASSERT_TRUE(RunOne());
   EXPECT_EQ(Get("a").artifact_digest, reference);
+}
+
+TEST_F(WorkerTest, BlocksOfAnotherTierDoNotMakeNewOnesIdle) {
+  const std::string reference = Reference();
+  Create("a");
+  fake_.fails_after = kBlocks - 1;
+  ASSERT_TRUE(RunOne());
+  fake_.tier = "tier-b";
+  fake_.fails_after = 1;
+  for (int round = 0; round < kBlocks - 1; ++round) {
+    ASSERT_TRUE(RunOne());
+    EXPECT_EQ(Get("a").state, JobState::kQueued) << Get("a").message;
+    EXPECT_EQ(Get("a").idle_attempts, 0);
+  }
+  fake_.fails_after = -1;
+  ASSERT_TRUE(RunOne());
+  EXPECT_EQ(Get("a").artifact_digest, reference);
+  EXPECT_EQ(CountBlocks("a"), kBlocks - 1 + kBlocks);
+}
+
+TEST_F(WorkerTest, EachAttemptGivesThePipelineTheDigestThatTheStoreHas) {
+  Create("a");
+  std::vector<std::string> digests;  // in the store when the pipeline begins
+  before_pipeline_ = [&] {
+    digests.push_back(Get("a").source_digest);
+    drain_ = digests.size() == 1;
+  };
+  ASSERT_TRUE(RunOne());
+  drain_ = false;
+  ASSERT_TRUE(RunOne());
+  const std::string digest = *SourceDigest(models_.File("model"));
+  EXPECT_THAT(digests, ElementsAre(digest, digest)) << "recorded before the work begins";
+  EXPECT_EQ(Get("a").state, JobState::kSucceeded);
 }
 
 TEST_F(WorkerTest, TwoJobsWithTheSameContentsShareADirectory) {
