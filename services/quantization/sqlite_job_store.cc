@@ -4,93 +4,25 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
+#include "engine/base/cat.h"
+#include "services/quantization/sqlite_artifacts.h"
+#include "services/quantization/sqlite_job_history.h"
+#include "services/quantization/sqlite_job_intake.h"
+#include "services/quantization/sqlite_job_rows.h"
 #include "services/quantization/status_macros.h"
 
 namespace nibble {
 namespace {
 
-// In the order that ReadJob reads them.
-#define JOB_COLUMNS                                                                            \
-  "id, tenant, creator, spec, recipe, scheme, kv_format, source, artifact_id, state, reason, " \
-  "message, pause_reason, cancel_requested, attempt, idle_attempts, leases_lost, worker, "     \
-  "lease_expiry, not_before, create_time, start_time, attempt_time, end_time, "                \
-  "attempt_fraction, phase, blocks_done, blocks_total, fraction, progress_message, "           \
-  "source_digest, texts_digest, artifact_digest, staged, artifact_bytes, "                     \
-  "(SELECT COALESCE(MAX(sequence), 0) FROM events WHERE events.job = jobs.id), number"
-
-// Returns the job's number, which orders lists.
-int64_t ReadJob(Query& row, JobRecord& job) {
-  job.id = row.Text();
-  job.tenant = row.Text();
-  job.creator = row.Text();
-  job.spec = row.Text();
-  job.recipe = row.Text();
-  job.scheme = row.Text();
-  job.kv_format = row.Text();
-  job.source = row.Text();
-  job.artifact_id = row.Text();
-  job.state = static_cast<JobState>(row.Int());
-  job.reason = static_cast<JobReason>(row.Int());
-  job.message = row.Text();
-  job.pause_reason = row.Text();
-  job.cancel_requested = row.Bool();
-  job.attempt = row.Int();
-  job.idle_attempts = row.Int32();
-  job.leases_lost = row.Int();
-  job.worker = row.Text();
-  job.lease_expiry = row.Time();
-  job.not_before = row.Time();
-  job.create_time = row.Time();
-  job.start_time = row.Time();
-  job.attempt_time = row.Time();
-  job.end_time = row.Time();
-  job.attempt_fraction = row.Double();
-  job.progress.phase = row.Text();
-  job.progress.blocks_done = row.Int32();
-  job.progress.blocks_total = row.Int32();
-  job.progress.fraction = row.Double();
-  job.progress.message = row.Text();
-  job.source_digest = row.Text();
-  job.texts_digest = row.Text();
-  job.artifact_digest = row.Text();
-  job.staged = row.Text();
-  job.artifact_bytes = row.Int();
-  job.sequence = row.Int();
-  return row.Int();
-}
-
-int64_t ReadArtifact(Query& row, ArtifactRecord& artifact) {
-  artifact.id = row.Text();
-  artifact.digest = row.Text();
-  artifact.bytes = row.Int();
-  artifact.scheme = row.Text();
-  artifact.recipe = row.Text();
-  artifact.kv_format = row.Text();
-  artifact.quality = nlohmann::json::parse(row.Text(), nullptr, /*allow_exceptions=*/false);
-  artifact.job = row.Text();
-  artifact.source = row.Text();
-  artifact.source_digest = row.Text();
-  artifact.tenant = row.Text();
-  artifact.creator = row.Text();
-  artifact.create_time = row.Time();
-  return row.Int();
-}
-#define ARTIFACT_COLUMNS                                                                \
-  "id, digest, bytes, scheme, recipe, kv_format, quality, job, source, source_digest, " \
-  "tenant, creator, create_time, number"
-
-// UTF-8 text cut to at most `limit` bytes, never inside a character.
-std::string_view Cut(std::string_view text, size_t limit) {
-  if (text.size() <= limit) return text;
-  while (limit > 0 && (static_cast<unsigned char>(text[limit]) & 0xC0) == 0x80) --limit;
-  return text.substr(0, limit);
-}
-
 class SqliteJobStore : public JobStore {
  public:
   SqliteJobStore(SqliteDatabase& database, const Clock& clock, LeaseOptions options)
-      : db_(database), clock_(clock), options_(std::move(options)) {}
+      : db_(database),
+        clock_(clock),
+        options_(std::move(options)),
+        history_(database, clock),
+        intake_(database, clock, history_),
+        artifacts_(database, clock) {}
 
   // ---- callers ----
 
@@ -99,12 +31,12 @@ class SqliteJobStore : public JobStore {
     NIBBLE_RETURN_IF_ERROR(db_.Write([&]() -> absl::Status {
       NIBBLE_ASSIGN_OR_RETURN(
           const std::optional<JobRecord> earlier,
-          FindRequestLocked(job.tenant, job.creator, job.request_id, job.request_digest));
+          intake_.FindRequest(job.tenant, job.creator, job.request_id, job.request_digest));
       if (earlier.has_value()) {
         id = earlier->id;
         return absl::OkStatus();
       }
-      return InsertJob(job);
+      return intake_.Insert(job);
     }));
     return GetJob(id);
   }
@@ -114,12 +46,12 @@ class SqliteJobStore : public JobStore {
                                                        const std::string& request_id,
                                                        const std::string& digest) override {
     const std::lock_guard lock(db_.mutex());
-    return FindRequestLocked(tenant, creator, request_id, digest);
+    return intake_.FindRequest(tenant, creator, request_id, digest);
   }
 
   absl::StatusOr<JobRecord> GetJob(const std::string& id) override {
     const std::lock_guard lock(db_.mutex());
-    return FindJob(id);
+    return FindJob(db_, id);
   }
 
   absl::StatusOr<JobPage> ListJobs(const std::string& tenant, const std::vector<JobState>& states,
@@ -130,7 +62,7 @@ class SqliteJobStore : public JobStore {
     int64_t number = 0;
     const std::lock_guard lock(db_.mutex());
     NIBBLE_RETURN_IF_ERROR(db_.Each(
-        "SELECT " JOB_COLUMNS
+        "SELECT " NIBBLE_JOB_COLUMNS
         " FROM jobs WHERE (?1 = '' OR tenant = ?1) AND ((1 << state) & ?2) != 0"
         " AND (?3 = 0 OR number < ?3) ORDER BY number DESC LIMIT ?4",
         [&](Query& row) { number = ReadJob(row, page.jobs.emplace_back()); }, tenant, mask, before,
@@ -141,13 +73,13 @@ class SqliteJobStore : public JobStore {
 
   absl::StatusOr<JobRecord> RequestCancel(const std::string& id) override {
     NIBBLE_RETURN_IF_ERROR(db_.Write([&]() -> absl::Status {
-      NIBBLE_ASSIGN_OR_RETURN(const JobRecord job, FindJob(id));
+      NIBBLE_ASSIGN_OR_RETURN(const JobRecord job, FindJob(db_, id));
       if (job.cancel_requested || IsTerminal(job.state) || job.state == JobState::kPublishing) {
         return absl::OkStatus();
       }
       NIBBLE_RETURN_IF_ERROR(
           db_.Run("UPDATE jobs SET cancel_requested = 1 WHERE id = ?", id).status());
-      NIBBLE_RETURN_IF_ERROR(AddEvent(id, JobEventKind::kCancelRequested));
+      NIBBLE_RETURN_IF_ERROR(history_.AddEvent(id, JobEventKind::kCancelRequested));
       if (job.state == JobState::kQueued)
         return End(id, JobState::kCancelled, JobReason::kNone, "");
       return absl::OkStatus();
@@ -157,10 +89,9 @@ class SqliteJobStore : public JobStore {
 
   absl::Status DeleteJob(const std::string& id) override {
     return db_.Write([&]() -> absl::Status {
-      NIBBLE_ASSIGN_OR_RETURN(const JobRecord job, FindJob(id));
+      NIBBLE_ASSIGN_OR_RETURN(const JobRecord job, FindJob(db_, id));
       if (!IsTerminal(job.state)) {
-        return absl::FailedPreconditionError(
-            absl::StrCat("jobs/", id, " has not ended; cancel it first"));
+        return absl::FailedPreconditionError(Cat("jobs/", id, " has not ended; cancel it first"));
       }
       return db_.Run("DELETE FROM jobs WHERE id = ?", id).status();
     });
@@ -168,72 +99,29 @@ class SqliteJobStore : public JobStore {
 
   absl::StatusOr<std::vector<JobEventRecord>> ListEvents(const std::string& id, int64_t after,
                                                          int32_t limit) override {
-    std::vector<JobEventRecord> events;
     const std::lock_guard lock(db_.mutex());
-    const auto read = [&](Query& row) {
-      JobEventRecord& event = events.emplace_back();
-      event.sequence = row.Int();
-      event.job = row.Text();
-      event.time = row.Time();
-      event.kind = static_cast<JobEventKind>(row.Int());
-      event.state = static_cast<JobState>(row.Int());
-      event.attempt = row.Int();
-      event.end = static_cast<AttemptEnd>(row.Int());
-      event.progress.phase = row.Text();
-      event.progress.blocks_done = row.Int32();
-      event.progress.blocks_total = row.Int32();
-      event.progress.fraction = row.Double();
-      event.progress.message = row.Text();
-      event.message = row.Text();
-      event.seconds = row.Double();
-    };
-#define EVENT_COLUMNS                                                            \
-  "sequence, job, time, kind, state, attempt, attempt_end, phase, blocks_done, " \
-  "blocks_total, fraction, progress_message, message, seconds"
-    if (id.empty()) {
-      NIBBLE_RETURN_IF_ERROR(db_.Each("SELECT " EVENT_COLUMNS
-                                      " FROM events WHERE sequence > ? ORDER BY sequence LIMIT ?",
-                                      read, after, limit));
-    } else {
-      NIBBLE_RETURN_IF_ERROR(
-          db_.Each("SELECT " EVENT_COLUMNS
-                   " FROM events WHERE job = ? AND sequence > ? ORDER BY sequence LIMIT ?",
-                   read, id, after, limit));
-    }
-    return events;
+    return history_.ListEvents(id, after, limit);
   }
 
   absl::StatusOr<int64_t> LastSequence() override {
     const std::lock_guard lock(db_.mutex());
-    return db_.Integer("SELECT COALESCE(MAX(sequence), 0) FROM events");
+    return history_.LastSequence();
   }
 
   absl::StatusOr<std::vector<LogRecord>> ListLogs(const std::string& id, int64_t after,
                                                   int32_t limit) override {
-    std::vector<LogRecord> lines;
     const std::lock_guard lock(db_.mutex());
-    NIBBLE_RETURN_IF_ERROR(FindJob(id).status());
-    NIBBLE_RETURN_IF_ERROR(db_.Each(
-        "SELECT line, time, attempt, text FROM logs WHERE job = ? AND line > ? "
-        "ORDER BY line LIMIT ?",
-        [&](Query& row) {
-          LogRecord& record = lines.emplace_back();
-          record.line = row.Int();
-          record.time = row.Time();
-          record.attempt = row.Int();
-          record.text = row.Text();
-        },
-        id, after, limit));
-    return lines;
+    NIBBLE_RETURN_IF_ERROR(FindJob(db_, id).status());
+    return history_.ListLogs(id, after, limit);
   }
 
   absl::StatusOr<std::string> GetReport(const std::string& id) override {
     const std::lock_guard lock(db_.mutex());
-    NIBBLE_RETURN_IF_ERROR(FindJob(id).status());
+    NIBBLE_RETURN_IF_ERROR(FindJob(db_, id).status());
     std::string report;
     NIBBLE_RETURN_IF_ERROR(db_.Each(
         "SELECT report FROM jobs WHERE id = ?", [&](Query& row) { report = row.Text(); }, id));
-    if (report.empty()) return absl::NotFoundError(absl::StrCat("jobs/", id, " has no report"));
+    if (report.empty()) return absl::NotFoundError(Cat("jobs/", id, " has no report"));
     return report;
   }
 
@@ -281,9 +169,10 @@ class SqliteJobStore : public JobStore {
                   "WHERE id = ?5",
                   JobState::kRunning, worker, now + options_.lease, now, id)
               .status());
-      NIBBLE_RETURN_IF_ERROR(AddEvent(id, JobEventKind::kStateChanged, AttemptEnd::kNone, "",
-                                      std::max(0.0, static_cast<double>(*waited) * 1e-6)));
-      NIBBLE_ASSIGN_OR_RETURN(leased, FindJob(id));
+      NIBBLE_RETURN_IF_ERROR(history_.AddEvent(id, JobEventKind::kStateChanged, AttemptEnd::kNone,
+                                               "",
+                                               std::max(0.0, static_cast<double>(*waited) * 1e-6)));
+      NIBBLE_ASSIGN_OR_RETURN(leased, FindJob(db_, id));
       return absl::OkStatus();
     }));
     return leased;
@@ -325,9 +214,9 @@ class SqliteJobStore : public JobStore {
             .status();
       }
       if (job.source_digest != model_digest) {
-        return absl::FailedPreconditionError(
-            absl::StrCat("source '", job.source, "' changed between attempts: its digest was ",
-                         job.source_digest, " and is ", model_digest));
+        return absl::FailedPreconditionError(Cat("source '", job.source,
+                                                 "' changed between attempts: its digest was ",
+                                                 job.source_digest, " and is ", model_digest));
       }
       if (job.texts_digest != texts_digest) {
         return absl::FailedPreconditionError(
@@ -347,23 +236,20 @@ class SqliteJobStore : public JobStore {
                    "UPDATE jobs SET phase = ?1, blocks_done = ?2, blocks_total = ?3, "
                    "fraction = ?4, progress_message = ?5, attempt_fraction = "
                    "CASE WHEN attempt_fraction < 0 THEN ?4 ELSE attempt_fraction END WHERE id = ?6",
-                   Cut(progress->phase, 64), progress->blocks_done, progress->blocks_total,
-                   std::clamp(progress->fraction, 0.0, 1.0), Cut(progress->message, 1024),
+                   CutText(progress->phase, 64), progress->blocks_done, progress->blocks_total,
+                   std::clamp(progress->fraction, 0.0, 1.0), CutText(progress->message, 1024),
                    lease.job)
                 .status());
-        NIBBLE_RETURN_IF_ERROR(db_.Run("DELETE FROM events WHERE job = ? AND kind = ?", lease.job,
-                                       JobEventKind::kProgress)
-                                   .status());
-        NIBBLE_RETURN_IF_ERROR(AddEvent(lease.job, JobEventKind::kProgress));
+        NIBBLE_RETURN_IF_ERROR(history_.ReplaceProgress(lease.job));
       }
-      return AddLogs(lease, log_lines);
+      return history_.AddLogs(lease, log_lines);
     });
   }
 
   absl::Status CommitCheckpoint(const Lease& lease, const PipelineCheckpoint& checkpoint) override {
     if (checkpoint.files.size() != checkpoint.sha256.size()) {
-      return absl::InternalError(absl::StrCat("checkpoint: ", checkpoint.files.size(),
-                                              " files and ", checkpoint.sha256.size(), " digests"));
+      return absl::InternalError(Cat("checkpoint: ", checkpoint.files.size(), " files and ",
+                                     checkpoint.sha256.size(), " digests"));
     }
     nlohmann::json files = nlohmann::json::array();
     for (size_t i = 0; i < checkpoint.files.size(); ++i) {
@@ -392,8 +278,8 @@ class SqliteJobStore : public JobStore {
                   "idle_attempts = CASE ?3 WHEN 0 THEN 0 ELSE idle_attempts END WHERE id = ?4",
                   now, checkpoint.blocks_done, same, lease.job)
               .status());
-      return AddEvent(lease.job, JobEventKind::kBlockDone, AttemptEnd::kNone, "",
-                      std::max(0.0, static_cast<double>(micros) * 1e-6));
+      return history_.AddEvent(lease.job, JobEventKind::kBlockDone, AttemptEnd::kNone, "",
+                               std::max(0.0, static_cast<double>(micros) * 1e-6));
     });
   }
 
@@ -422,14 +308,12 @@ class SqliteJobStore : public JobStore {
     return db_.Write([&]() -> absl::Status {
       NIBBLE_ASSIGN_OR_RETURN(const JobRecord job, FindRunning(lease));
       if (job.cancel_requested) {
-        return absl::CancelledError(absl::StrCat("jobs/", lease.job, " was cancelled"));
+        return absl::CancelledError(Cat("jobs/", lease.job, " was cancelled"));
       }
-      NIBBLE_ASSIGN_OR_RETURN(
-          const int64_t doomed,
-          db_.Integer("SELECT COUNT(*) FROM doomed WHERE digest = ?", intent.digest));
-      if (doomed != 0) {
+      NIBBLE_ASSIGN_OR_RETURN(const bool doomed, artifacts_.IsDoomed(intent.digest));
+      if (doomed) {
         return absl::UnavailableError(
-            absl::StrCat("artifacts directory ", intent.digest, " is being deleted"));
+            Cat("artifacts directory ", intent.digest, " is being deleted"));
       }
       NIBBLE_RETURN_IF_ERROR(
           db_.Run("UPDATE jobs SET state = ?, artifact_digest = ?, staged = ?, artifact_bytes = ?, "
@@ -437,22 +321,13 @@ class SqliteJobStore : public JobStore {
                   JobState::kPublishing, intent.digest, intent.staged, intent.bytes,
                   intent.quality.dump(), report, lease.job)
               .status());
-      return AddEvent(lease.job, JobEventKind::kStateChanged);
+      return history_.AddEvent(lease.job, JobEventKind::kStateChanged);
     });
   }
 
   absl::Status FinishPublish(const Lease& lease) override {
     return db_.Write([&]() -> absl::Status {
-      const absl::Time now = clock_.Now();
-      const absl::StatusOr<int64_t> inserted = db_.Run(
-          "INSERT INTO artifacts (id, digest, bytes, scheme, recipe, kv_format, quality, job, "
-          "source, source_digest, tenant, creator, create_time) "
-          "SELECT artifact_id, artifact_digest, artifact_bytes, scheme, recipe, kv_format, "
-          "quality, "
-          "id, source, source_digest, tenant, creator, ? FROM jobs "
-          "WHERE id = ? AND attempt = ? AND state = ?",
-          now, lease.job, lease.attempt, JobState::kPublishing);
-      NIBBLE_RETURN_IF_ERROR(Stands(inserted, lease));
+      NIBBLE_RETURN_IF_ERROR(Stands(artifacts_.Add(lease), lease));
       return End(lease.job, JobState::kSucceeded, JobReason::kNone, "");
     });
   }
@@ -475,7 +350,7 @@ class SqliteJobStore : public JobStore {
           db_.Integer("SELECT COUNT(*) FROM jobs WHERE id = ? AND attempt = ? AND state IN (2, 3)",
                       lease.job, lease.attempt));
       NIBBLE_RETURN_IF_ERROR(Stands(standing, lease));
-      NIBBLE_ASSIGN_OR_RETURN(const JobRecord job, FindJob(lease.job));
+      NIBBLE_ASSIGN_OR_RETURN(const JobRecord job, FindJob(db_, lease.job));
       return EndAttemptOf(job, end, message, delay);
     });
   }
@@ -502,7 +377,7 @@ class SqliteJobStore : public JobStore {
       std::vector<JobRecord> jobs;
       const std::string prefix = worker + "@";
       NIBBLE_RETURN_IF_ERROR(db_.Each(
-          "SELECT " JOB_COLUMNS " FROM jobs WHERE state = ?1 AND substr(worker, 1, ?2) = ?3",
+          "SELECT " NIBBLE_JOB_COLUMNS " FROM jobs WHERE state = ?1 AND substr(worker, 1, ?2) = ?3",
           [&](Query& row) { ReadJob(row, jobs.emplace_back()); }, JobState::kRunning,
           static_cast<int64_t>(prefix.size()), prefix));
       for (const JobRecord& job : jobs) {
@@ -525,7 +400,7 @@ class SqliteJobStore : public JobStore {
       const absl::Time now = clock_.Now();
       std::vector<JobRecord> jobs;
       NIBBLE_RETURN_IF_ERROR(db_.Each(
-          "SELECT " JOB_COLUMNS " FROM jobs WHERE state = ? ORDER BY number",
+          "SELECT " NIBBLE_JOB_COLUMNS " FROM jobs WHERE state = ? ORDER BY number",
           [&](Query& row) { ReadJob(row, jobs.emplace_back()); }, JobState::kPublishing));
       for (const JobRecord& job : jobs) {
         if (job.lease_expiry > now && options_.worker_lives(job.worker)) continue;
@@ -534,7 +409,7 @@ class SqliteJobStore : public JobStore {
                     "WHERE id = ?",
                     worker, now + options_.lease, job.id)
                 .status());
-        NIBBLE_ASSIGN_OR_RETURN(taken, FindJob(job.id));
+        NIBBLE_ASSIGN_OR_RETURN(taken, FindJob(db_, job.id));
         break;
       }
       return absl::OkStatus();
@@ -546,37 +421,24 @@ class SqliteJobStore : public JobStore {
 
   absl::StatusOr<ArtifactRecord> GetArtifact(const std::string& id) override {
     const std::lock_guard lock(db_.mutex());
-    return FindArtifact(id);
+    return artifacts_.Get(id);
   }
 
   absl::StatusOr<ArtifactPage> ListArtifacts(const std::string& tenant, int32_t limit,
                                              int64_t before) override {
-    ArtifactPage page;
-    int64_t number = 0;
     const std::lock_guard lock(db_.mutex());
-    NIBBLE_RETURN_IF_ERROR(db_.Each(
-        "SELECT " ARTIFACT_COLUMNS
-        " FROM artifacts WHERE (?1 = '' OR tenant = ?1) AND (?2 = 0 OR number < ?2) "
-        "ORDER BY number DESC LIMIT ?3",
-        [&](Query& row) { number = ReadArtifact(row, page.artifacts.emplace_back()); }, tenant,
-        before, limit));
-    if (static_cast<int32_t>(page.artifacts.size()) == limit) page.next = number;
-    return page;
+    return artifacts_.List(tenant, limit, before);
   }
 
   absl::StatusOr<int64_t> ArtifactBytes() override {
-    return Locked(
-        "SELECT COALESCE(SUM(bytes), 0) FROM "
-        "(SELECT MAX(bytes) AS bytes FROM artifacts GROUP BY digest)");
+    const std::lock_guard lock(db_.mutex());
+    return artifacts_.Bytes();
   }
 
   absl::StatusOr<std::optional<std::string>> DeleteArtifact(const std::string& id) override {
     std::optional<std::string> doomed;
     NIBBLE_RETURN_IF_ERROR(db_.Write([&]() -> absl::Status {
-      NIBBLE_ASSIGN_OR_RETURN(const ArtifactRecord artifact, FindArtifact(id));
-      NIBBLE_RETURN_IF_ERROR(db_.Run("DELETE FROM artifacts WHERE id = ?", id).status());
-      NIBBLE_ASSIGN_OR_RETURN(const bool orphan, DoomOrphan(artifact.digest));
-      if (orphan) doomed = artifact.digest;
+      NIBBLE_ASSIGN_OR_RETURN(doomed, artifacts_.Delete(id));
       return absl::OkStatus();
     }));
     return doomed;
@@ -585,23 +447,19 @@ class SqliteJobStore : public JobStore {
   absl::StatusOr<bool> DoomIfOrphan(const std::string& digest) override {
     bool orphan = false;
     NIBBLE_RETURN_IF_ERROR(db_.Write([&]() -> absl::Status {
-      NIBBLE_ASSIGN_OR_RETURN(orphan, DoomOrphan(digest));
+      NIBBLE_ASSIGN_OR_RETURN(orphan, artifacts_.DoomIfOrphan(digest));
       return absl::OkStatus();
     }));
     return orphan;
   }
 
   absl::StatusOr<std::vector<std::string>> ListDoomed() override {
-    std::vector<std::string> digests;
     const std::lock_guard lock(db_.mutex());
-    NIBBLE_RETURN_IF_ERROR(db_.Each("SELECT digest FROM doomed ORDER BY digest",
-                                    [&](Query& row) { digests.push_back(row.Text()); }));
-    return digests;
+    return artifacts_.ListDoomed();
   }
 
   absl::Status FinishDelete(const std::string& digest) override {
-    return db_.Write(
-        [&] { return db_.Run("DELETE FROM doomed WHERE digest = ?", digest).status(); });
+    return db_.Write([&] { return artifacts_.FinishDelete(digest); });
   }
 
  private:
@@ -614,54 +472,10 @@ class SqliteJobStore : public JobStore {
 
   // Everything below runs under the database's mutex, the writing ones inside a transaction.
 
-  absl::StatusOr<JobRecord> FindJob(const std::string& id) {
-    std::optional<JobRecord> job;
-    NIBBLE_RETURN_IF_ERROR(db_.Each(
-        "SELECT " JOB_COLUMNS " FROM jobs WHERE id = ?",
-        [&](Query& row) { ReadJob(row, job.emplace()); }, id));
-    if (!job.has_value()) return absl::NotFoundError(absl::StrCat("there is no jobs/", id));
-    return *std::move(job);
-  }
-
-  absl::StatusOr<std::optional<JobRecord>> FindRequestLocked(const std::string& tenant,
-                                                             const std::string& creator,
-                                                             const std::string& request_id,
-                                                             const std::string& digest) {
-    std::string id, earlier_digest;
-    if (!request_id.empty()) {
-      NIBBLE_RETURN_IF_ERROR(db_.Each(
-          "SELECT id, request_digest FROM jobs "
-          "WHERE tenant = ? AND creator = ? AND request_id = ?",
-          [&](Query& row) {
-            id = row.Text();
-            earlier_digest = row.Text();
-          },
-          tenant, creator, request_id));
-    }
-    if (id.empty()) return std::optional<JobRecord>();
-    if (earlier_digest != digest) {
-      return absl::AlreadyExistsError(absl::StrCat(
-          "request_id '", request_id, "' was used for another request, which made jobs/", id));
-    }
-    NIBBLE_ASSIGN_OR_RETURN(JobRecord job, FindJob(id));
-    return std::make_optional(std::move(job));
-  }
-
-  absl::StatusOr<ArtifactRecord> FindArtifact(const std::string& id) {
-    std::optional<ArtifactRecord> artifact;
-    NIBBLE_RETURN_IF_ERROR(db_.Each(
-        "SELECT " ARTIFACT_COLUMNS " FROM artifacts WHERE id = ?",
-        [&](Query& row) { ReadArtifact(row, artifact.emplace()); }, id));
-    if (!artifact.has_value()) {
-      return absl::NotFoundError(absl::StrCat("there is no artifacts/", id));
-    }
-    return *std::move(artifact);
-  }
-
   // The compare of every compare-and-set on (job, attempt, RUNNING). The transaction that calls it
   // holds the write lock, so what it read cannot change before it commits.
   absl::StatusOr<JobRecord> FindRunning(const Lease& lease) {
-    absl::StatusOr<JobRecord> job = FindJob(lease.job);
+    absl::StatusOr<JobRecord> job = FindJob(db_, lease.job);
     const bool stands =
         job.ok() && job->attempt == lease.attempt && job->state == JobState::kRunning;
     if (!stands) {
@@ -673,7 +487,7 @@ class SqliteJobStore : public JobStore {
 
   static absl::Status Lost(const Lease& lease) {
     return absl::AbortedError(
-        absl::StrCat("attempt ", lease.attempt, " of jobs/", lease.job, " has lost its lease"));
+        Cat("attempt ", lease.attempt, " of jobs/", lease.job, " has lost its lease"));
   }
 
   // Of the number of rows that matched a lease.
@@ -686,102 +500,11 @@ class SqliteJobStore : public JobStore {
     return db_.Integer("SELECT cancel_requested FROM jobs WHERE id = ?", lease.job);
   }
 
-  absl::Status InsertJob(const NewJob& job) {
-    NIBBLE_ASSIGN_OR_RETURN(const int64_t unfinished,
-                            db_.Integer("SELECT COUNT(*) FROM jobs WHERE tenant = ? AND state <= ?",
-                                        job.tenant, JobState::kPublishing));
-    if (unfinished >= job.max_queued) {
-      return absl::ResourceExhaustedError(absl::StrCat("tenant '", job.tenant, "' has ", unfinished,
-                                                       " unfinished jobs; at most ", job.max_queued,
-                                                       " are allowed"));
-    }
-    NIBBLE_ASSIGN_OR_RETURN(
-        const int64_t taken,
-        db_.Integer("SELECT (SELECT COUNT(*) FROM artifacts WHERE id = ?1) + "
-                    "(SELECT COUNT(*) FROM jobs WHERE artifact_id = ?1 AND state <= ?2)",
-                    job.artifact_id, JobState::kPublishing));
-    if (taken != 0) {
-      return absl::AlreadyExistsError(absl::StrCat("artifact_id: artifacts/", job.artifact_id,
-                                                   " exists, or an unfinished job will make it"));
-    }
-    const absl::Time now = clock_.Now();
-    if (job.request_id.empty()) {
-      NIBBLE_RETURN_IF_ERROR(InsertRow(job, nullptr, now));
-    } else {
-      NIBBLE_RETURN_IF_ERROR(InsertRow(job, job.request_id, now));
-    }
-    for (const std::string& resource : job.resources) {
-      NIBBLE_ASSIGN_OR_RETURN(
-          const int64_t found,
-          db_.Integer("SELECT COUNT(*) FROM resources WHERE name = ?", resource));
-      if (found == 0) return absl::NotFoundError(absl::StrCat("there is no ", resource));
-      NIBBLE_RETURN_IF_ERROR(
-          db_.Run("INSERT OR IGNORE INTO job_resources (job, resource) VALUES (?, ?)", job.id,
-                  resource)
-              .status());
-    }
-    return AddEvent(job.id, JobEventKind::kStateChanged);
-  }
-
-  template <typename RequestId>
-  absl::Status InsertRow(const NewJob& job, const RequestId& request_id, absl::Time now) {
-    return db_
-        .Run(
-            "INSERT INTO jobs (id, tenant, creator, request_id, request_digest, spec, recipe, "
-            "scheme, kv_format, source, artifact_id, state, queued_time, create_time) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            job.id, job.tenant, job.creator, request_id, job.request_digest, Blob{job.spec},
-            job.recipe, job.scheme, job.kv_format, job.source, job.artifact_id, JobState::kQueued,
-            now, now)
-        .status();
-  }
-
-  // An event with the job's state and progress of now.
-  absl::Status AddEvent(const std::string& id, JobEventKind kind,
-                        AttemptEnd end = AttemptEnd::kNone, std::string_view message = "",
-                        double seconds = 0) {
-    return db_
-        .Run(
-            "INSERT INTO events (job, time, kind, state, attempt, attempt_end, phase, "
-            "blocks_done, blocks_total, fraction, progress_message, message, seconds) "
-            "SELECT id, ?, ?, state, attempt, ?, phase, blocks_done, blocks_total, fraction, "
-            "progress_message, ?, ? FROM jobs WHERE id = ?",
-            clock_.Now(), kind, end, Cut(message, kMaxLogLineBytes), seconds, id)
-        .status();
-  }
-
-  absl::Status AddLogs(const Lease& lease, const std::vector<std::string>& lines) {
-    if (lines.empty()) return absl::OkStatus();
-    const absl::Time now = clock_.Now();
-    for (const std::string& line : lines) {
-      NIBBLE_RETURN_IF_ERROR(
-          db_.Run("INSERT INTO logs (job, time, attempt, text) VALUES (?, ?, ?, ?)", lease.job, now,
-                  lease.attempt, Cut(line, kMaxLogLineBytes))
-              .status());
-    }
-    // Trimmed when a tenth is too much, so that most batches need not count.
-    NIBBLE_RETURN_IF_ERROR(db_.Run("UPDATE jobs SET log_lines = log_lines + ? WHERE id = ?",
-                                   static_cast<int64_t>(lines.size()), lease.job)
-                               .status());
-    NIBBLE_ASSIGN_OR_RETURN(const int64_t kept,
-                            db_.Integer("SELECT log_lines FROM jobs WHERE id = ?", lease.job));
-    if (kept <= kMaxLogLines) return absl::OkStatus();
-    NIBBLE_RETURN_IF_ERROR(
-        db_.Run("DELETE FROM logs WHERE job = ?1 AND line <= (SELECT line FROM logs WHERE job = ?1 "
-                "ORDER BY line DESC LIMIT 1 OFFSET ?2)",
-                lease.job, int64_t{kMaxLogLines - kMaxLogLines / 10})
-            .status());
-    return db_
-        .Run("UPDATE jobs SET log_lines = (SELECT COUNT(*) FROM logs WHERE job = ?1) WHERE id = ?1",
-             lease.job)
-        .status();
-  }
-
   absl::StatusOr<int> RequeueExpired() {
     const absl::Time now = clock_.Now();
     std::vector<JobRecord> jobs;
     NIBBLE_RETURN_IF_ERROR(db_.Each(
-        "SELECT " JOB_COLUMNS " FROM jobs WHERE state = ? AND lease_expiry <= ?",
+        "SELECT " NIBBLE_JOB_COLUMNS " FROM jobs WHERE state = ? AND lease_expiry <= ?",
         [&](Query& row) { ReadJob(row, jobs.emplace_back()); }, JobState::kRunning, now));
     for (const JobRecord& job : jobs) {
       const bool lives = options_.worker_lives(job.worker);
@@ -801,15 +524,14 @@ class SqliteJobStore : public JobStore {
                                    "leases_lost = leases_lost + ?, message = ? WHERE id = ?",
                                    int64_t{counts ? 0 : 1},
                                    int64_t{end == AttemptEnd::kLeaseLost ? 1 : 0},
-                                   Cut(message, kMaxLogLineBytes), job.id)
+                                   CutText(message, kMaxLogLineBytes), job.id)
                                .status());
-    NIBBLE_RETURN_IF_ERROR(AddEvent(job.id, JobEventKind::kAttemptEnded, end, message));
+    NIBBLE_RETURN_IF_ERROR(history_.AddEvent(job.id, JobEventKind::kAttemptEnded, end, message));
     if (job.cancel_requested) return End(job.id, JobState::kCancelled, JobReason::kNone, "");
     if (counts && job.idle_attempts >= kMaxIdleAttempts) {
-      return End(
-          job.id, JobState::kFailed, JobReason::kAttemptsExhausted,
-          absl::StrCat(job.idle_attempts,
-                       " consecutive attempts finished no new block; the last error: ", message));
+      return End(job.id, JobState::kFailed, JobReason::kAttemptsExhausted,
+                 Cat(job.idle_attempts,
+                     " consecutive attempts finished no new block; the last error: ", message));
     }
     NIBBLE_RETURN_IF_ERROR(
         db_.Run("UPDATE jobs SET state = ?, worker = '', lease_expiry = 0, not_before = ?, "
@@ -817,13 +539,8 @@ class SqliteJobStore : public JobStore {
                 JobState::kQueued, now + delay, now,
                 end == AttemptEnd::kPaused ? std::string_view(message) : std::string_view(), job.id)
             .status());
-    NIBBLE_RETURN_IF_ERROR(AddEvent(job.id, JobEventKind::kStateChanged));
-    return db_
-        .Run(
-            "DELETE FROM events WHERE job = ?1 AND sequence <= (SELECT sequence FROM events "
-            "WHERE job = ?1 ORDER BY sequence DESC LIMIT 1 OFFSET ?2)",
-            job.id, int64_t{kMaxJobEvents})
-        .status();
+    NIBBLE_RETURN_IF_ERROR(history_.AddEvent(job.id, JobEventKind::kStateChanged));
+    return history_.TrimEvents(job.id);
   }
 
   absl::Status End(const std::string& id, JobState state, JobReason reason,
@@ -831,31 +548,22 @@ class SqliteJobStore : public JobStore {
     NIBBLE_RETURN_IF_ERROR(
         db_.Run("UPDATE jobs SET state = ?, reason = ?, message = ?, worker = '', "
                 "lease_expiry = 0, pause_reason = '', staged = '', end_time = ? WHERE id = ?",
-                state, reason, Cut(message, kMaxLogLineBytes), clock_.Now(), id)
+                state, reason, CutText(message, kMaxLogLineBytes), clock_.Now(), id)
             .status());
     if (state == JobState::kSucceeded) {
       NIBBLE_RETURN_IF_ERROR(db_.Run("UPDATE jobs SET fraction = 1 WHERE id = ?", id).status());
     }
     // Checkpoints of an ended job are nobody's: the sweeper may take the files.
     NIBBLE_RETURN_IF_ERROR(db_.Run("DELETE FROM checkpoints WHERE job = ?", id).status());
-    return AddEvent(id, JobEventKind::kStateChanged, AttemptEnd::kNone, message);
-  }
-
-  absl::StatusOr<bool> DoomOrphan(const std::string& digest) {
-    NIBBLE_ASSIGN_OR_RETURN(
-        const int64_t users,
-        db_.Integer("SELECT (SELECT COUNT(*) FROM artifacts WHERE digest = ?1) + "
-                    "(SELECT COUNT(*) FROM jobs WHERE artifact_digest = ?1 AND state = ?2)",
-                    digest, JobState::kPublishing));
-    if (users != 0) return false;
-    NIBBLE_RETURN_IF_ERROR(
-        db_.Run("INSERT OR IGNORE INTO doomed (digest) VALUES (?)", digest).status());
-    return true;
+    return history_.AddEvent(id, JobEventKind::kStateChanged, AttemptEnd::kNone, message);
   }
 
   SqliteDatabase& db_;
   const Clock& clock_;
   const LeaseOptions options_;
+  SqliteJobHistory history_;
+  SqliteJobIntake intake_;
+  SqliteArtifacts artifacts_;
 };
 
 }  // namespace
