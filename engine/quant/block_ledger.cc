@@ -106,8 +106,9 @@ void BlockLedger::TakeCheckpoints(std::vector<PipelineCheckpoint> named) {
     }
   }
   if (!usable_.empty() || other == nullptr) return;
-  host_.Log(other->basis.tier != basis_.tier
-                ? Cat("starting over: the finished blocks were computed on ", other->basis.tier,
+  const std::string& tier = other->basis.tier;  // "" if an older program committed it
+  host_.Log(!tier.empty() && tier != basis_.tier
+                ? Cat("starting over: the finished blocks were computed on ", tier,
                       ", this attempt runs on ", basis_.tier, ", and results differ between them")
                 : std::string("starting over: the finished blocks belong to another recipe, "
                               "source, calibration set or version of this program"));
