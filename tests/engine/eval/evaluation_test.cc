@@ -82,9 +82,9 @@ TEST(ScoreSum, RefusesLogitsThatAreNotFinite) {
 }
 
 TEST(ReferenceKvFormat, IsNeverAQuantizedOne) {
-  EXPECT_EQ(ReferenceKvFormat(*FindKvFormat("int8")).name, "bf16");
-  EXPECT_EQ(ReferenceKvFormat(*FindKvFormat("bf16")).name, "bf16");
-  EXPECT_EQ(ReferenceKvFormat(*FindKvFormat("f32")).name, "f32");
+  EXPECT_STREQ(ReferenceKvFormat(*FindKvFormat("int8")).name, "bf16");
+  EXPECT_STREQ(ReferenceKvFormat(*FindKvFormat("bf16")).name, "bf16");
+  EXPECT_STREQ(ReferenceKvFormat(*FindKvFormat("f32")).name, "f32");
 }
 
 }  // namespace
