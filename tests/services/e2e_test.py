@@ -426,7 +426,7 @@ class UnderLoad(unittest.TestCase):
             self.assertEqual(server.metric("nibble_kv_blocks_used"), 0)
 
     def test_sigterm_turns_health_lets_streams_finish_and_exits_0(self):
-        with Server() as server:
+        with Server("--grace", "600") as server:
             streams = [server.stub.GenerateStream(request(
                 f"Part {i}", max_tokens=900, stopping=pb.StoppingOptions(ignore_eos=True)))
                 for i in range(8)]
