@@ -123,7 +123,7 @@ class LiveServer(unittest.TestCase):
              "--calibration", str(live_server.MODELS / "calibration.jsonl"), "--name", "measured",
              "--samples", "8", "--length", "128", "--eval-tokens", "1024",
              "--gate", "ppl<=2,kl<=1", "--eval", str(live_server.MODELS / "heldout.jsonl"),
-             "--watch"], check=True, capture_output=True, text=True, timeout=240)
+             "--watch"], check=True, capture_output=True, text=True, timeout=900)
 
     def test_every_series_is_there_and_outcomes_sum_to_accepted_requests(self):
         with Server(roles="quantization,generation") as server:
