@@ -26,6 +26,11 @@ using Stub = v1::QuantizationService::Stub;
 constexpr size_t kChunk = size_t{512} << 10;
 constexpr int kMostRetries = 8;  // in a row, without a byte synced in between
 
+// Empty files are done from the beginning.
+double Part(int64_t done, int64_t total) {
+  return total == 0 ? 1.0 : static_cast<double>(done) / static_cast<double>(total);
+}
+
 struct LocalFile {
   std::string path;
   v1::UploadFile description;
@@ -51,8 +56,7 @@ absl::StatusOr<std::vector<LocalFile>> Describe(const std::string& directory,
   for (LocalFile& file : files) {
     int64_t of_file = 0;
     const auto keep_going = [&] {
-      bar.Show("hashing", static_cast<double>(read + of_file) / static_cast<double>(total), {},
-               FormatBytes(total));
+      bar.Show("hashing", Part(read + of_file, total), {}, FormatBytes(total));
       of_file = std::min(of_file + (int64_t{1} << 20), int64_t{file.description.size_bytes()});
       return absl::OkStatus();
     };
@@ -144,7 +148,7 @@ class Sender {
         const double seconds =
             std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
         const double rate = static_cast<double>(sent - already) / std::max(seconds, 1e-6);
-        bar_.Show("uploading", static_cast<double>(sent) / static_cast<double>(total_),
+        bar_.Show("uploading", Part(sent, total_),
                   static_cast<double>(total_ - sent) / std::max(rate, 1.0),
                   absl::StrCat(FormatBytes(sent), " of ", FormatBytes(total_)));
       }
@@ -169,11 +173,12 @@ class Sender {
 absl::StatusOr<v1::Upload> FindOrCreate(const Client& client, Stub& stub, v1::Upload::Kind kind,
                                         const std::vector<LocalFile>& files,
                                         const std::string& id) {
-  {
+  v1::ListUploadsRequest page;
+  do {
     grpc::ClientContext context;
     client.Prepare(&context);
     v1::ListUploadsResponse response;
-    const grpc::Status status = stub.ListUploads(&context, {}, &response);
+    const grpc::Status status = stub.ListUploads(&context, page, &response);
     if (!status.ok()) return client.Explain(status);
     for (const v1::Upload& upload : response.uploads()) {
       const std::string taken = upload.resource().substr(upload.resource().find('/') + 1);
@@ -181,7 +186,8 @@ absl::StatusOr<v1::Upload> FindOrCreate(const Client& client, Stub& stub, v1::Up
         return upload;
       }
     }
-  }
+    page.set_page_token(response.next_page_token());
+  } while (!page.page_token().empty());
   v1::CreateUploadRequest request;
   request.set_kind(kind);
   request.set_resource_id(id);

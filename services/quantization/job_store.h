@@ -275,7 +275,7 @@ class JobStore {
   // living one's as a lost lease. Returns how many.
   virtual absl::StatusOr<int> ReclaimExpired() = 0;
   // Ends the attempts of a worker that is known to be dead, without waiting for the lease. `worker`
-  // is the name part of its identity. A PUBLISHING job's lease merely runs out at once.
+  // is the name part of its identity. A PUBLISHING job stays as it is, for TakeOverPublish.
   virtual absl::StatusOr<int> ReclaimFrom(const std::string& worker,
                                           const std::string& message) = 0;
   // Takes a PUBLISHING job over whose lease has run out or whose worker is dead, under a new

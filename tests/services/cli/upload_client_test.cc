@@ -39,9 +39,14 @@ class FakeUploads : public v1::QuantizationService::Service {
     for (const v1::CalibrationSet& set : sets) *response->add_calibration_sets() = set;
     return grpc::Status::OK;
   }
-  grpc::Status ListUploads(grpc::ServerContext*, const v1::ListUploadsRequest*,
+  grpc::Status ListUploads(grpc::ServerContext*, const v1::ListUploadsRequest* request,
                            v1::ListUploadsResponse* response) override {
-    if (unfinished) *response->add_uploads() = upload;
+    if (others_first && request->page_token().empty()) {
+      response->add_uploads()->set_name("uploads/other");
+      response->set_next_page_token("second");
+    } else if (unfinished) {
+      *response->add_uploads() = upload;
+    }
     return grpc::Status::OK;
   }
   grpc::Status CreateUpload(grpc::ServerContext*, const v1::CreateUploadRequest* request,
@@ -96,7 +101,8 @@ class FakeUploads : public v1::QuantizationService::Service {
   std::vector<v1::Model> models;
   std::vector<v1::CalibrationSet> sets;
   v1::Upload upload;
-  bool unfinished = false;  // whether `upload` is there before the client begins
+  bool others_first = false;  // other uploads fill the first page
+  bool unfinished = false;    // whether `upload` is there before the client begins
   int64_t until_break = std::numeric_limits<int64_t>::max();  // bytes, once
   grpc::Status refusal;
   std::string digest_asked;
@@ -180,6 +186,14 @@ TEST_F(UploadClientTest, AnUnfinishedUploadGoesOnWhereItWas) {
   EXPECT_EQ(uploads_.created, 0);
   EXPECT_THAT(uploads_.streams, ElementsAre(Pair("model.safetensors", 1'000'000)));
   ExpectAllReceived();
+}
+
+TEST_F(UploadClientTest, AnUnfinishedUploadIsFoundOnALaterPage) {
+  LeaveUnfinished(10);
+  uploads_.others_first = true;
+  ASSERT_TRUE(SendModel().ok());
+  EXPECT_EQ(uploads_.created, 0);
+  EXPECT_EQ(uploads_.finished, 1);
 }
 
 TEST_F(UploadClientTest, AnUploadThatLacksNothingIsOnlyFinished) {
