@@ -109,4 +109,12 @@ NIBBLE_HD inline float Int8InverseScale(float absmax) {
   return absmax > 0.0f ? 127.0f / absmax : 0.0f;
 }
 
+// e4m3 quantization of a span of activations or KV entries that share one scale: scale = absmax /
+// 448, code = F32ToE4M3(x * inverse). The inverse is 0 for a span of zeros, and for one so small
+// that it would overflow: its codes are zeros.
+NIBBLE_HD inline float E4M3Scale(float absmax) { return absmax / kMaxE4M3; }
+NIBBLE_HD inline float E4M3InverseScale(float absmax) {
+  return absmax > 1e-30f ? kMaxE4M3 / absmax : 0.0f;
+}
+
 }  // namespace nibble

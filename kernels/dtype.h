@@ -21,6 +21,7 @@ enum class DType : uint8_t {
   kF32,
   kF16,
   kBF16,
+  kF8E4M3,
   kF64,
   kI64,
   kI32,
@@ -46,6 +47,7 @@ constexpr int BitsOf(DType type) {
     case DType::kBF16:
     case DType::kI16:
       return 16;
+    case DType::kF8E4M3:
     case DType::kI8:
     case DType::kU8:
     case DType::kBool:
@@ -70,6 +72,8 @@ constexpr std::string_view SafetensorsName(DType type) {
       return "F16";
     case DType::kBF16:
       return "BF16";
+    case DType::kF8E4M3:
+      return "F8_E4M3";
     case DType::kI64:
       return "I64";
     case DType::kI32:
@@ -139,6 +143,39 @@ NIBBLE_HD inline uint16_t F32ToF16(float value) {
   // itself.
   const uint32_t base = exponent == 0 ? 0u : static_cast<uint32_t>(exponent - 1) << 10;
   return static_cast<uint16_t>(sign | (base + rounded));
+}
+
+// E4M3 has 1 sign, 4 exponent (bias 7) and 3 mantissa bits, no infinities and one NaN of each sign
+// (all other bits set); its largest value is 448, its smallest 2^-9. Source: Micikevicius et al.
+// 2022, "FP8 Formats for Deep Learning", arXiv 2209.05433, table 1.
+inline constexpr float kMaxE4M3 = 448.0f;
+
+NIBBLE_HD inline float E4M3ToF32(uint8_t code) {
+  const uint32_t sign = static_cast<uint32_t>(code & 0x80u) << 24;
+  const uint32_t magnitude = code & 0x7fu;
+  if (magnitude == 0x7f) return std::bit_cast<float>(sign | 0x7fc00000u);
+  if (magnitude < 8) {  // Subnormal: a multiple of 2^-9.
+    return std::bit_cast<float>(sign |
+                                std::bit_cast<uint32_t>(static_cast<float>(magnitude) / 512.0f));
+  }
+  return std::bit_cast<float>(sign | ((magnitude + (120u << 3)) << 20));
+}
+
+// Round to nearest, ties to even; what is larger than 448, infinity too, becomes 448 (saturation);
+// NaN stays NaN, every value keeps its sign, -0 too.
+NIBBLE_HD inline uint8_t F32ToE4M3(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t sign = (bits >> 24) & 0x80u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<uint8_t>(sign | 0x7fu);
+  if (magnitude >= 0x43e00000u) return static_cast<uint8_t>(sign | 0x7eu);  // 448
+  if (magnitude < 0x3c800000u) {  // Below 2^-6; the neighbours of 2^14 are 2^-9 apart.
+    const float sum = std::bit_cast<float>(magnitude) + 16384.0f;
+    return static_cast<uint8_t>(sign | (std::bit_cast<uint32_t>(sum) & 0xfu));
+  }
+  // A carry out of the mantissa moves up into the exponent by itself.
+  const uint32_t rounded = (magnitude + 0x7ffffu + ((magnitude >> 20) & 1u)) >> 20;
+  return static_cast<uint8_t>(sign | (rounded - (120u << 3)));
 }
 
 }  // namespace nibble

@@ -18,9 +18,9 @@ using nlohmann::json;
 
 static_assert(std::endian::native == std::endian::little, "headers are read in place");
 
-constexpr DType kStoredTypes[] = {DType::kF64, DType::kF32, DType::kF16, DType::kBF16,
-                                  DType::kI64, DType::kI32, DType::kI16, DType::kI8,
-                                  DType::kU8,  DType::kBool};
+constexpr DType kStoredTypes[] = {DType::kF64,    DType::kF32, DType::kF16, DType::kBF16,
+                                  DType::kF8E4M3, DType::kI64, DType::kI32, DType::kI16,
+                                  DType::kI8,     DType::kU8,  DType::kBool};
 constexpr int64_t kDataAlignment = 64;
 constexpr std::string_view kMetadataKey = "__metadata__";
 

@@ -70,6 +70,70 @@ TEST(BF16Test, HalfwayBetweenNeighboursRoundsToTheEvenOne) {
   }
 }
 
+// The definition of the format, in double: 1 sign, 4 exponent and 3 mantissa bits.
+double E4M3Value(int code) {
+  const int exponent = (code >> 3) & 15;
+  const double magnitude =
+      exponent == 0 ? std::ldexp(code & 7, -9) : std::ldexp(8 + (code & 7), exponent - 10);
+  return code >= 0x80 ? -magnitude : magnitude;
+}
+
+TEST(E4M3Test, EveryCodeHasTheValueOfTheFormatAndEncodesToItself) {
+  for (int i = 0; i < 256; ++i) {
+    const auto code = static_cast<uint8_t>(i);
+    const float value = E4M3ToF32(code);
+    EXPECT_EQ(F32ToE4M3(value), code);
+    EXPECT_EQ(std::signbit(value), i >= 0x80) << "-0 keeps its sign";
+    if ((i & 0x7f) == 0x7f) {
+      EXPECT_TRUE(std::isnan(value));
+    } else {
+      EXPECT_EQ(static_cast<double>(value), E4M3Value(i));
+    }
+  }
+  EXPECT_EQ(E4M3ToF32(0x7e), kMaxE4M3);
+}
+
+TEST(E4M3Test, HalfwayBetweenNeighboursRoundsToTheEvenOne) {
+  for (int i = 0; i < 0x7e; ++i) {
+    const auto low = static_cast<uint8_t>(i);
+    const auto high = static_cast<uint8_t>(i + 1);
+    const auto middle = static_cast<float>((E4M3Value(i) + E4M3Value(i + 1)) / 2);  // exact
+    const uint8_t even = i % 2 == 0 ? low : high;
+    EXPECT_EQ(F32ToE4M3(middle), even) << i;
+    EXPECT_EQ(F32ToE4M3(-middle), even | 0x80) << i;
+    EXPECT_EQ(F32ToE4M3(std::nextafter(middle, 0.0f)), low) << i;
+    EXPECT_EQ(F32ToE4M3(std::nextafter(middle, 1e9f)), high) << i;
+  }
+}
+
+TEST(E4M3Test, LargerValuesSaturateAndNaNStays) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const float value : {448.0f, 456.0f, 464.0f, 465.0f, 480.0f, 512.0f, 1e30f, kInfinity}) {
+    EXPECT_EQ(F32ToE4M3(value), 0x7e) << value;
+    EXPECT_EQ(F32ToE4M3(-value), 0xfe) << value;
+  }
+  EXPECT_EQ(F32ToE4M3(std::nanf("")), 0x7f);
+  EXPECT_EQ(F32ToE4M3(-std::nanf("")), 0xff);
+  EXPECT_EQ(F32ToE4M3(1e-45f), 0x00);
+  EXPECT_EQ(F32ToE4M3(-1e-45f), 0x80);
+}
+
+TEST(E4M3Test, CodesOfASpanLieWithinHalfAStepAndReachTheEnds) {
+  for (const float absmax : {1.0f, 3.7f, 1e-29f, 1e30f}) {
+    const float scale = E4M3Scale(absmax);
+    const float inverse = E4M3InverseScale(absmax);
+    EXPECT_EQ(F32ToE4M3(absmax * inverse), 0x7e);
+    EXPECT_EQ(F32ToE4M3(-absmax * inverse), 0xfe);
+    for (int i = -1000; i <= 1000; ++i) {
+      const float x = absmax * static_cast<float>(i) / 1000.0f;
+      const float value = E4M3ToF32(F32ToE4M3(x * inverse)) * scale;
+      // Half of 2^-3 of its size, or half of the smallest value.
+      ASSERT_LE(std::abs(x - value), std::max(std::abs(x) / 16, scale / 1024) * 1.0001f);
+    }
+  }
+  for (const float absmax : {0.0f, 1e-40f}) EXPECT_EQ(F32ToE4M3(E4M3InverseScale(absmax)), 0);
+}
+
 TEST(IntCodeTest, EveryCodeOfEveryWidthAndZeroPointDecodesToWhatEncodesToIt) {
   for (int bits = 1; bits <= 8; ++bits) {
     const int low = -(1 << (bits - 1));

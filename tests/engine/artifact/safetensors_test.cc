@@ -58,8 +58,8 @@ TEST(SafetensorsTest, WhatIsWrongIsNamed) {
   EXPECT_THAT(Error(File(R"({"__metadata__":1})", 0)), HasSubstr("__metadata__"));
   const auto tensor = [](const std::string& text) { return File(R"({"a":{)" + text + "}}", 4); };
   EXPECT_THAT(Error(tensor(R"("shape":[1],"data_offsets":[0,4])")), HasSubstr("dtype is missing"));
-  EXPECT_THAT(Error(tensor(R"("dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4])")),
-              AllOf(HasSubstr("dtype is \"F8_E4M3\""), HasSubstr("BF16")));
+  EXPECT_THAT(Error(tensor(R"("dtype":"F8_E5M2","shape":[4],"data_offsets":[0,4])")),
+              AllOf(HasSubstr("dtype is \"F8_E5M2\""), HasSubstr("BF16")));
   EXPECT_THAT(Error(tensor(R"("dtype":"F32","data_offsets":[0,4])")), HasSubstr("shape"));
   EXPECT_THAT(Error(tensor(R"("dtype":"F32","shape":[-1],"data_offsets":[0,4])")),
               HasSubstr("shape is -1"));
