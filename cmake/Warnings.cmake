@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # nibble_warnings(target): our own code compiles clean under all of these; generated code does not use it.
 function(nibble_warnings target)
-  target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Werror)
+  target_compile_options(${target} PRIVATE
+    $<$<NOT:$<COMPILE_LANGUAGE:CUDA>>:-Wall;-Wextra;-Wshadow;-Werror>
+    "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Xcompiler=-Wall,-Wextra,-Wshadow -Werror=all-warnings>")
 endfunction()
 
 # nibble_library(name SOURCES...): a static library under the house's warnings.

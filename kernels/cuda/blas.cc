@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/blas.h"
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+#include <dlfcn.h>
+
+#include <array>
+#include <map>
+
+namespace nibble {
+namespace {
+
+// The functions that are used, by the names of the header; RTLD_NOW finds them or not at all.
+struct Library {
+  decltype(&cublasLtCreate) Create = nullptr;
+  decltype(&cublasLtDestroy) Destroy = nullptr;
+  decltype(&cublasLtMatmulDescCreate) DescCreate = nullptr;
+  decltype(&cublasLtMatmulDescDestroy) DescDestroy = nullptr;
+  decltype(&cublasLtMatmulDescSetAttribute) DescSet = nullptr;
+  decltype(&cublasLtMatrixLayoutCreate) LayoutCreate = nullptr;
+  decltype(&cublasLtMatrixLayoutDestroy) LayoutDestroy = nullptr;
+  decltype(&cublasLtMatmulPreferenceCreate) PreferenceCreate = nullptr;
+  decltype(&cublasLtMatmulPreferenceDestroy) PreferenceDestroy = nullptr;
+  decltype(&cublasLtMatmulPreferenceSetAttribute) PreferenceSet = nullptr;
+  decltype(&cublasLtMatmulAlgoGetHeuristic) Heuristic = nullptr;
+  decltype(&cublasLtMatmul) Matmul = nullptr;
+
+  static absl::StatusOr<Library> Open() {
+    void* handle = nullptr;
+    for (const char* name : {"libcublasLt.so.13", "libcublasLt.so.12"}) {
+      if ((handle = dlopen(name, RTLD_NOW | RTLD_LOCAL)) != nullptr) break;
+    }
+    if (handle == nullptr) {
+      return absl::NotFoundError(std::string("cuBLASLt is not there: ") + dlerror());
+    }
+    Library library;
+    std::string missing;
+    const auto find = [&](auto& function, const char* name) {
+      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(handle, name));
+      if (function == nullptr) missing = name;
+    };
+    find(library.Create, "cublasLtCreate");
+    find(library.Destroy, "cublasLtDestroy");
+    find(library.DescCreate, "cublasLtMatmulDescCreate");
+    find(library.DescDestroy, "cublasLtMatmulDescDestroy");
+    find(library.DescSet, "cublasLtMatmulDescSetAttribute");
+    find(library.LayoutCreate, "cublasLtMatrixLayoutCreate");
+    find(library.LayoutDestroy, "cublasLtMatrixLayoutDestroy");
+    find(library.PreferenceCreate, "cublasLtMatmulPreferenceCreate");
+    find(library.PreferenceDestroy, "cublasLtMatmulPreferenceDestroy");
+    find(library.PreferenceSet, "cublasLtMatmulPreferenceSetAttribute");
+    find(library.Heuristic, "cublasLtMatmulAlgoGetHeuristic");
+    find(library.Matmul, "cublasLtMatmul");
+    if (!missing.empty()) return absl::NotFoundError("cuBLASLt has no function " + missing);
+    return library;
+  }
+};
+
+constexpr size_t kWorkspaceBytes = size_t{64} << 20;
+
+cudaDataType_t TypeOf(DType type) {
+  switch (type) {
+    case DType::kBF16:
+      return CUDA_R_16BF;
+    case DType::kI8:
+      return CUDA_R_8I;
+    case DType::kI32:
+      return CUDA_R_32I;
+    default:
+      return CUDA_R_32F;
+  }
+}
+
+// What the choice of an algorithm depends on.
+using Key = std::array<int64_t, 9>;
+Key KeyOf(const Matmul& m) {
+  return {m.m,
+          m.n,
+          m.k,
+          m.lda,
+          m.ldb,
+          m.ldd,
+          static_cast<int64_t>(m.in),
+          static_cast<int64_t>(m.out),
+          m.accumulate};
+}
+
+}  // namespace
+
+struct Blas::Impl {
+  // A product's descriptors, kept with the algorithm. The weight is the first operand and the
+  // result is transposed: the library's matrices are column-major.
+  struct Plan {
+    cublasLtMatmulDesc_t desc = nullptr;
+    cublasLtMatrixLayout_t a = nullptr, b = nullptr, d = nullptr;
+    cublasLtMatmulAlgo_t algorithm{};
+  };
+
+  Library library;
+  cudaStream_t stream = nullptr;
+  cublasLtHandle_t handle = nullptr;
+  void* workspace = nullptr;
+  std::map<Key, Plan> plans;
+
+  void Drop(Plan& plan) const {
+    if (plan.d != nullptr) library.LayoutDestroy(plan.d);
+    if (plan.b != nullptr) library.LayoutDestroy(plan.b);
+    if (plan.a != nullptr) library.LayoutDestroy(plan.a);
+    if (plan.desc != nullptr) library.DescDestroy(plan.desc);
+  }
+
+  ~Impl() {
+    for (auto& [key, plan] : plans) Drop(plan);
+    if (workspace != nullptr) cudaFree(workspace);
+    if (handle != nullptr) library.Destroy(handle);
+  }
+
+  // CUBLAS_STATUS_NOT_SUPPORTED if there is no algorithm.
+  cublasStatus_t Fill(const Matmul& m, Plan& plan) const {
+    const bool integer = m.in == DType::kI8;
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    const auto u = [](int64_t value) { return static_cast<uint64_t>(value); };
+    cublasStatus_t status =
+        library.DescCreate(&plan.desc, integer ? CUBLAS_COMPUTE_32I : CUBLAS_COMPUTE_32F,
+                           integer ? CUDA_R_32I : CUDA_R_32F);
+    const auto step = [&status](cublasStatus_t next) {
+      if (status == CUBLAS_STATUS_SUCCESS) status = next;
+      return status == CUBLAS_STATUS_SUCCESS;
+    };
+    if (status != CUBLAS_STATUS_SUCCESS) return status;
+    step(library.DescSet(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed)));
+    step(library.LayoutCreate(&plan.a, TypeOf(m.in), u(m.k), u(m.n), m.ldb));
+    step(library.LayoutCreate(&plan.b, TypeOf(m.in), u(m.k), u(m.m), m.lda));
+    step(library.LayoutCreate(&plan.d, TypeOf(m.out), u(m.n), u(m.m), m.ldd));
+    cublasLtMatmulPreference_t preference = nullptr;
+    if (!step(library.PreferenceCreate(&preference))) return status;
+    step(library.PreferenceSet(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                               &kWorkspaceBytes, sizeof(kWorkspaceBytes)));
+    cublasLtMatmulHeuristicResult_t result{};
+    int found = 0;
+    step(library.Heuristic(handle, plan.desc, plan.a, plan.b, plan.d, plan.d, preference, 1,
+                           &result, &found));
+    library.PreferenceDestroy(preference);
+    if (status == CUBLAS_STATUS_SUCCESS && found == 0) status = CUBLAS_STATUS_NOT_SUPPORTED;
+    plan.algorithm = result.algo;
+    return status;
+  }
+};
+
+Blas::Blas(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Blas::~Blas() = default;
+
+absl::StatusOr<std::unique_ptr<Blas>> Blas::Open(void* stream) {
+  auto library = Library::Open();
+  if (!library.ok()) return library.status();
+  auto impl = std::make_unique<Impl>();
+  impl->library = *library;
+  impl->stream = static_cast<cudaStream_t>(stream);
+  if (cudaMalloc(&impl->workspace, kWorkspaceBytes) != cudaSuccess) {
+    return absl::ResourceExhaustedError("GPU memory: no 64 MiB for the workspace of cuBLASLt");
+  }
+  if (const cublasStatus_t status = impl->library.Create(&impl->handle);
+      status != CUBLAS_STATUS_SUCCESS) {
+    return absl::InternalError("cublasLtCreate failed with status " + std::to_string(status));
+  }
+  return std::unique_ptr<Blas>(new Blas(std::move(impl)));
+}
+
+absl::Status Blas::Multiply(const Matmul& m) {
+  Impl& impl = *impl_;
+  auto found = impl.plans.find(KeyOf(m));
+  if (found == impl.plans.end()) {
+    Impl::Plan plan;
+    if (const cublasStatus_t status = impl.Fill(m, plan); status != CUBLAS_STATUS_SUCCESS) {
+      impl.Drop(plan);
+      return absl::UnimplementedError("cuBLASLt has no product of " + std::to_string(m.m) + " x " +
+                                      std::to_string(m.k) + " by " + std::to_string(m.n) +
+                                      " for these types (status " + std::to_string(status) + ")");
+    }
+    found = impl.plans.emplace(KeyOf(m), plan).first;
+  }
+  const Impl::Plan& plan = found->second;
+  const float one = 1.0f, keep = m.accumulate ? 1.0f : 0.0f;
+  const int32_t int_one = 1, int_none = 0;
+  const bool integer = m.in == DType::kI8;
+  const cublasStatus_t status = impl.library.Matmul(
+      impl.handle, plan.desc, integer ? static_cast<const void*>(&int_one) : &one, m.b, plan.a, m.a,
+      plan.b, integer ? static_cast<const void*>(&int_none) : &keep, m.d, plan.d, m.d, plan.d,
+      &plan.algorithm, impl.workspace, kWorkspaceBytes, impl.stream);
+  if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
+  return absl::InternalError("cublasLtMatmul failed with status " + std::to_string(status));
+}
+
+}  // namespace nibble

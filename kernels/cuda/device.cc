@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/device.h"
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/check.h"
+#include "kernels/cuda/blas.h"
+
+namespace nibble {
+namespace {
+
+std::string Text(cudaError_t error) {
+  return std::string(cudaGetErrorName(error)) + " (" + cudaGetErrorString(error) + ")";
+}
+
+}  // namespace
+
+struct Device::Impl {
+  int ordinal = 0;
+  cudaStream_t stream = nullptr;
+  std::unique_ptr<Blas> blas;
+
+  // Notes the first error of the stream.
+  void Note(Stream& launches, cudaError_t error) const {
+    if (error != cudaSuccess && launches.error == 0) launches.error = error;
+  }
+};
+
+Device::Device(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Device::~Device() {
+  if (impl_->stream != nullptr) cudaStreamDestroy(impl_->stream);
+}
+
+absl::StatusOr<std::unique_ptr<Device>> Device::Open(int ordinal) {
+  int count = 0;
+  cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaErrorInsufficientDriver || error == cudaErrorNoDevice) {
+    return absl::NotFoundError("no CUDA device: " + Text(error));
+  }
+  if (error != cudaSuccess) return absl::NotFoundError("CUDA does not start: " + Text(error));
+  if (ordinal < 0 || ordinal >= count) {
+    return absl::NotFoundError("cuda:" + std::to_string(ordinal) + " does not exist; devices: 0.." +
+                               std::to_string(count - 1));
+  }
+  std::unique_ptr<Device> device(new Device(std::make_unique<Impl>()));
+  Impl& impl = *device->impl_;
+  impl.ordinal = ordinal;
+  cudaDeviceProp properties{};
+  error = cudaSetDevice(ordinal);
+  if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, ordinal);
+  if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&impl.stream, cudaStreamNonBlocking);
+  if (error != cudaSuccess) {
+    return absl::NotFoundError("cuda:" + std::to_string(ordinal) + ": " + Text(error));
+  }
+  if (properties.major < 8) {
+    return absl::NotFoundError("cuda:" + std::to_string(ordinal) + " (" + properties.name +
+                               ") has compute capability " + std::to_string(properties.major) +
+                               "." + std::to_string(properties.minor) + "; 8.0 is the least");
+  }
+  device->info_ = DeviceInfo{properties.name,
+                             properties.major,
+                             properties.minor,
+                             properties.multiProcessorCount,
+                             properties.sharedMemPerBlockOptin,
+                             static_cast<size_t>(properties.l2CacheSize),
+                             properties.totalGlobalMem};
+  device->stream_.handle = impl.stream;
+  auto blas = Blas::Open(impl.stream);
+  if (!blas.ok()) return blas.status();
+  impl.blas = *std::move(blas);
+  return device;
+}
+
+Stream& Device::stream() {
+  impl_->Note(stream_, cudaSetDevice(impl_->ordinal));
+  return stream_;
+}
+
+void* Device::Allocate(size_t bytes) {
+  cudaSetDevice(impl_->ordinal);
+  void* memory = nullptr;
+  if (cudaMalloc(&memory, bytes > 0 ? bytes : 1) != cudaSuccess) {
+    cudaGetLastError();  // running out of memory is not an error of the stream
+    return nullptr;
+  }
+  impl_->Note(stream_, cudaMemsetAsync(memory, 0, bytes, impl_->stream));
+  return memory;
+}
+
+// The stream may still use it: waits.
+void Device::Free(void* memory) { impl_->Note(stream_, cudaFree(memory)); }
+
+size_t Device::FreeBytes() const {
+  cudaSetDevice(impl_->ordinal);
+  size_t free = 0, total = 0;
+  return cudaMemGetInfo(&free, &total) == cudaSuccess ? free : 0;
+}
+
+void Device::CopyIn(void* device, const void* host, size_t bytes) {
+  // From pageable memory: the runtime has staged or copied all of it when this returns.
+  impl_->Note(stream_, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, impl_->stream));
+}
+void Device::CopyOut(void* host, const void* device, size_t bytes) {
+  impl_->Note(stream_, cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, impl_->stream));
+}
+void Device::Copy(void* to, const void* from, size_t bytes) {
+  impl_->Note(stream_, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, impl_->stream));
+}
+void Device::Zero(void* device, size_t bytes) {
+  impl_->Note(stream_, cudaMemsetAsync(device, 0, bytes, impl_->stream));
+}
+
+absl::Status Device::Multiply(const Matmul& matmul) { return impl_->blas->Multiply(matmul); }
+
+absl::Status Device::Sync() {
+  impl_->Note(stream_, cudaStreamSynchronize(impl_->stream));
+  if (stream_.error == 0) return absl::OkStatus();
+  const auto error = static_cast<cudaError_t>(stream_.error);
+  return absl::InternalError("cuda:" + std::to_string(impl_->ordinal) + ": " + Text(error));
+}
+
+}  // namespace nibble

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the backend needs of a GPU besides kernels: memory, copies, the library's matrix products.
+// device.cc implements it on CUDA; tests/support/cuda/emulated_device.cc in host memory.
+//
+// Everything runs in order on one stream. Driven by one thread at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/dtype.h"
+
+namespace nibble {
+
+struct DeviceInfo {
+  std::string name;          // "NVIDIA H200"
+  int major = 0, minor = 0;  // compute capability
+  int multiprocessors = 0;
+  size_t shared_bytes_per_block = 0;  // at most, after opting in
+  size_t cache_bytes = 0;             // second level
+  size_t total_bytes = 0;
+};
+
+// d (m, n) = a (m, k) * b (n, k)^T, all row-major with these leading dimensions (elements).
+// Sums are f32 (bf16, e4m3) or int32 (int8).
+struct Matmul {
+  int64_t m = 0, n = 0, k = 0;
+  const void* a = nullptr;
+  const void* b = nullptr;
+  void* d = nullptr;
+  int64_t lda = 0, ldb = 0, ldd = 0;
+  DType in = DType::kBF16;   // kBF16 | kI8
+  DType out = DType::kBF16;  // kBF16 | kF32; kI32 for kI8
+  bool accumulate = false;   // d += (kF32 only)
+};
+
+class Device {
+ public:
+  // NotFound when there is no driver or no such device, naming what is missing.
+  static absl::StatusOr<std::unique_ptr<Device>> Open(int ordinal);
+  ~Device();
+
+  const DeviceInfo& info() const { return info_; }
+  // Makes the device current for the calling thread: launches go to the current one.
+  Stream& stream();
+
+  // Zeroed memory, aligned to 256 bytes; nullptr when there is not enough.
+  void* Allocate(size_t bytes);
+  void Free(void* memory);
+  size_t FreeBytes() const;
+
+  // The host memory of CopyIn may be reused at once; that of CopyOut holds the bytes after Sync.
+  void CopyIn(void* device, const void* host, size_t bytes);
+  void CopyOut(void* host, const void* device, size_t bytes);
+  void Copy(void* to, const void* from, size_t bytes);
+  void Zero(void* device, size_t bytes);
+
+  // Unimplemented if the library has no algorithm for it. The choice of algorithm is kept per shape
+  // and is the same for the life of the device.
+  absl::Status Multiply(const Matmul& matmul);
+
+  // Waits; the one place where errors of launches, copies and kernels surface. After an error the
+  // device is not used again.
+  absl::Status Sync();
+
+ private:
+  struct Impl;
+  explicit Device(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+  DeviceInfo info_;
+  Stream stream_;
+};
+
+}  // namespace nibble

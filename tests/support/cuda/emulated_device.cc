@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// kernels/cuda/device.h in host memory, beside the emulator of kernels.
+#include "tests/support/cuda/emulated_device.h"
+
+#include <cstring>
+#include <map>
+#include <new>
+
+#include "kernels/check.h"
+#include "kernels/cuda/device.h"
+
+namespace nibble {
+namespace {
+
+constexpr std::align_val_t kAlignment{256};
+
+float LoadElement(const void* data, DType type, int64_t i) {
+  return type == DType::kBF16 ? BF16ToF32(static_cast<const uint16_t*>(data)[i])
+                              : static_cast<float>(static_cast<const int8_t*>(data)[i]);
+}
+
+}  // namespace
+
+struct Device::Impl {
+  std::map<void*, size_t> memory;
+  size_t used = 0;
+};
+
+testing::EmulatedDeviceOptions& testing::EmulatedDevice() {
+  static EmulatedDeviceOptions options;
+  return options;
+}
+
+Device::Device(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Device::~Device() {
+  for (const auto& [memory, bytes] : impl_->memory) ::operator delete(memory, kAlignment);
+}
+
+absl::StatusOr<std::unique_ptr<Device>> Device::Open(int ordinal) {
+  if (ordinal != 0) return absl::NotFoundError("the emulator has one device, 0");
+  std::unique_ptr<Device> device(new Device(std::make_unique<Impl>()));
+  const testing::EmulatedDeviceOptions& options = testing::EmulatedDevice();
+  device->info_ = DeviceInfo{
+      "emulator",          8, 0, options.multiprocessors, size_t{163} << 10, size_t{1} << 20,
+      options.memory_bytes};
+  return device;
+}
+
+Stream& Device::stream() { return stream_; }
+
+void* Device::Allocate(size_t bytes) {
+  if (bytes > FreeBytes()) return nullptr;
+  void* memory = ::operator new(bytes > 0 ? bytes : 1, kAlignment);
+  std::memset(memory, 0, bytes);
+  impl_->memory[memory] = bytes;
+  impl_->used += bytes;
+  return memory;
+}
+
+void Device::Free(void* memory) {
+  if (memory == nullptr) return;
+  const auto found = impl_->memory.find(memory);
+  NIBBLE_CHECK(found != impl_->memory.end());
+  impl_->used -= found->second;
+  impl_->memory.erase(found);
+  ::operator delete(memory, kAlignment);
+}
+
+size_t Device::FreeBytes() const { return info_.total_bytes - impl_->used; }
+
+void Device::CopyIn(void* device, const void* host, size_t bytes) {
+  if (bytes > 0) std::memcpy(device, host, bytes);
+}
+void Device::CopyOut(void* host, const void* device, size_t bytes) {
+  if (bytes > 0) std::memcpy(host, device, bytes);
+}
+void Device::Copy(void* to, const void* from, size_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, bytes);
+}
+void Device::Zero(void* device, size_t bytes) {
+  if (bytes > 0) std::memset(device, 0, bytes);
+}
+
+absl::Status Device::Multiply(const Matmul& matmul) {
+  for (int64_t m = 0; m < matmul.m; ++m) {
+    for (int64_t n = 0; n < matmul.n; ++n) {
+      double sum = 0;
+      for (int64_t k = 0; k < matmul.k; ++k) {
+        sum += static_cast<double>(LoadElement(matmul.a, matmul.in, m * matmul.lda + k)) *
+               static_cast<double>(LoadElement(matmul.b, matmul.in, n * matmul.ldb + k));
+      }
+      const int64_t at = m * matmul.ldd + n;
+      if (matmul.out == DType::kF32) {
+        float& d = static_cast<float*>(matmul.d)[at];
+        d = static_cast<float>(matmul.accumulate ? static_cast<double>(d) + sum : sum);
+      } else if (matmul.out == DType::kBF16) {
+        static_cast<uint16_t*>(matmul.d)[at] = F32ToBF16(static_cast<float>(sum));
+      } else {
+        static_cast<int32_t*>(matmul.d)[at] = static_cast<int32_t>(sum);
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Device::Sync() { return absl::OkStatus(); }
+
+}  // namespace nibble

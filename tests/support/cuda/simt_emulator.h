@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs the kernels of kernels/cuda on the host. Each thread of a block is a fibre on one OS thread;
+// a fibre runs until it waits for its warp, its block or another block. So the code of a kernel is
+// the code that is tested, with its barriers, fragments, asynchronous copies and locks.
+//
+// What it is strict about: an asynchronous copy reaches shared memory only when its thread waits
+// for it (until then the destination holds NaNs); shared memory starts as NaNs; a warp-wide
+// operation without all 32 lanes, a barrier that part of a block never reaches, a misaligned copy
+// or matrix row, and shared memory beyond what was asked for throw std::logic_error.
+// What it cannot show: missing fences, and everything about speed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace nibble::testing {
+
+// The order in which runnable threads take turns. A kernel's result may not depend on it.
+enum class Schedule : uint8_t { kAscending, kDescending };
+
+struct EmulatorOptions {
+  Schedule schedule = Schedule::kAscending;
+  int resident_blocks = 8;  // blocks that run at the same time: locks between them are real
+};
+EmulatorOptions& Emulator();  // applies to the launches that follow
+
+}  // namespace nibble::testing
