@@ -19,10 +19,13 @@
 
 #include "kernels/dtype.h"
 
+// NIBBLE_UNROLL stands before a loop whose register arrays need constant indices.
 #ifdef __CUDACC__
 #define NIBBLE_DEVICE __device__ __forceinline__
+#define NIBBLE_UNROLL _Pragma("unroll")
 #else
 #define NIBBLE_DEVICE inline
+#define NIBBLE_UNROLL
 #endif
 
 namespace nibble::simt {
