@@ -23,30 +23,47 @@ TOKENS = [(7 * i * i + 3 * i + 1) % VOCAB for i in range(LENGTH)]
 BASE = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=44, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, rope_theta=10000.0,
             bos_token_id=1, eos_token_id=2, tie_word_embeddings=False)
-LONG = [1.0, 1.5, 2.25, 4.0]
-FAMILIES = {
-    "llama": (dict(BASE, model_type="llama", attention_bias=False, mlp_bias=False), {
-        "plain": {},
-        "linear": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
-        "dynamic": {"max_position_embeddings": 16, "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
-        "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
-        "longrope": {"original_max_position_embeddings": 16,
-                     "rope_scaling": {"rope_type": "longrope", "factor": 4.0, "short_factor": [1.0] * 4, "long_factor": LONG,
-                                      "original_max_position_embeddings": 16}},
-        "llama3": {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                                    "original_max_position_embeddings": 16}},
-    }),
-    "llama_mha_tied": (dict(BASE, model_type="llama", num_key_value_heads=4, tie_word_embeddings=True, attention_bias=False,
-                            mlp_bias=False), {"plain": {}}),
-    "llama_mqa_bias": (dict(BASE, model_type="llama", num_key_value_heads=1, head_dim=12, attention_bias=True, mlp_bias=True),
-                       {"plain": {}}),
-    "mistral": (dict(BASE, model_type="mistral"), {"full": {"sliding_window": None}, "window": {"sliding_window": 9}}),
-    "qwen2": (dict(BASE, model_type="qwen2", tie_word_embeddings=True), {
-        "plain": {},
-        "window": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
-    }),
-    "qwen3": (dict(BASE, model_type="qwen3", head_dim=16, attention_bias=False), {"plain": {}}),
+SCALINGS = {
+    "linear": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "dynamic": {"max_position_embeddings": 16, "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
+    "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+    "longrope": {"original_max_position_embeddings": 16,
+                 "rope_scaling": {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 16}},
+    "llama3": {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                "original_max_position_embeddings": 16}},
 }
+WINDOW = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
+MHA, MQA = dict(num_key_value_heads=4), dict(num_key_value_heads=1, head_dim=12)
+LLAMA = dict(BASE, model_type="llama", attention_bias=False, mlp_bias=False)
+MISTRAL = dict(BASE, model_type="mistral", sliding_window=None)
+QWEN2 = dict(BASE, model_type="qwen2")
+QWEN3 = dict(BASE, model_type="qwen3", head_dim=16, attention_bias=False)
+TIED = dict(tie_word_embeddings=True)
+FAMILIES = {
+    "llama": (LLAMA, {"plain": {}, **SCALINGS}),
+    "llama_mha_tied": (dict(LLAMA, **MHA, **TIED), {"plain": {}}),
+    "llama_mqa_bias": (dict(LLAMA, **MQA, attention_bias=True, mlp_bias=True), {"plain": {}}),
+    "mistral": (MISTRAL, {"full": {}, "window": {"sliding_window": 9}, **SCALINGS}),
+    "mistral_mha": (dict(MISTRAL, **MHA), {"full": {}}),
+    "mistral_mqa_tied": (dict(MISTRAL, **MQA, **TIED), {"window": {"sliding_window": 9}}),
+    "qwen2": (dict(QWEN2, **TIED), {"plain": {}, "window": WINDOW, **SCALINGS}),
+    "qwen2_mha": (dict(QWEN2, **MHA), {"plain": {}}),
+    "qwen2_mqa": (dict(QWEN2, num_key_value_heads=1), {"window": WINDOW}),
+    "qwen3": (QWEN3, {"plain": {}, **SCALINGS}),
+    "qwen3_mha_bias": (dict(QWEN3, **MHA, attention_bias=True), {"plain": {}}),
+    "qwen3_mqa_tied": (dict(QWEN3, **MQA, **TIED), {"window": WINDOW}),
+}
+
+
+def settings(base, change):
+    """One variant's config.json."""
+    raw = {**base, **change}
+    scaling = raw.get("rope_scaling", {})
+    if scaling.get("rope_type") == "longrope":  # a divisor for each pair of rotated dimensions
+        pairs = raw.get("head_dim", raw["hidden_size"] // raw["num_attention_heads"]) // 2
+        raw["rope_scaling"] = {**scaling, "short_factor": [1.0] * pairs,
+                               "long_factor": [1.0, 1.5, 2.25, 4.0, 5.0, 6.5, 8.0, 9.5][:pairs]}
+    return raw
 
 
 def main() -> None:
@@ -56,7 +73,7 @@ def main() -> None:
         directory.mkdir(parents=True, exist_ok=True)
         weights = None
         for name, change in variants.items():
-            raw = {**base, **change}
+            raw = settings(base, change)
             (directory / f"{name}.json").write_text(json.dumps(raw, indent=1) + "\n")
             scratch = directory / "config.json"
             scratch.write_text(json.dumps(raw))
