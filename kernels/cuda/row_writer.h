@@ -9,6 +9,14 @@
 
 namespace nibble {
 
+NIBBLE_DEVICE void StoreFloat(const Floats& out, int64_t at, float value) {
+  if (out.dtype == DType::kBF16) {
+    static_cast<uint16_t*>(out.data)[at] = F32ToBF16(value);
+  } else {
+    static_cast<float*>(out.data)[at] = value;
+  }
+}
+
 // One value of a row, by plain formats; kI8 is left to WriteRowInt8.
 NIBBLE_DEVICE void WriteRowFloat(const ActSet& out, int64_t row, int64_t column, float value) {
   for (int f = 0; f < kMaxActFormats; ++f) {
