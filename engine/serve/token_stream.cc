@@ -63,8 +63,12 @@ void TokenStream::OnRoom(std::function<void()> room) {
   room_ = std::move(room);
 }
 
-void TokenStream::Notify(bool was_empty) {
-  if (!was_empty) return;
+bool TokenStream::closed() const {
+  std::lock_guard lock(mutex_);
+  return closed_;
+}
+
+void TokenStream::Notify() {
   filled_.notify_one();
   std::lock_guard ready_lock(ready_mutex_);
   if (ready_) ready_();
@@ -78,7 +82,7 @@ void TokenStream::PushPrompt(PromptInfo prompt) {
     was_empty = Empty();
     pending_.prompt = std::move(prompt);
   }
-  Notify(was_empty);
+  if (was_empty) Notify();
 }
 
 bool TokenStream::Push(Delta& delta) {
@@ -110,21 +114,19 @@ bool TokenStream::Push(Delta& delta) {
   delta.finish = FinishReason::kNone;
   delta.stop_string.clear();
   delta.stop_token = -1;
-  Notify(was_empty);
+  if (was_empty) Notify();
   return full;
 }
 
 void TokenStream::Close(StreamEnd end) {
-  bool was_empty = false;
   {
     std::lock_guard lock(mutex_);
     NIBBLE_CHECK(!closed_);
     closed_ = true;
-    was_empty = Empty();
     pending_.end = std::move(end);
     room_ = nullptr;
   }
-  Notify(was_empty);
+  Notify();
 }
 
 bool TokenStream::Full(int32_t choice) const {

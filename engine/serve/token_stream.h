@@ -69,11 +69,13 @@ class TokenStream {
   std::optional<StreamUpdate> TryPop();
   // The same, waiting up to `timeout`.
   std::optional<StreamUpdate> Pop(std::chrono::milliseconds timeout);
-  // `ready` is called when the stream turns from empty to non-empty, on the writer's thread or, if
-  // there is something already, on this one; it must not block and must not call
-  // OnReady, and may find that everything was taken meanwhile. After
-  // OnReady(nullptr) returned, the earlier callback is not running and will not be called.
+  // `ready` is called when the stream turns from empty to non-empty and when it is closed, on the
+  // writer's thread or, if there is something already, on this one; it must not block and must not
+  // call OnReady, and may find that everything was taken meanwhile. After OnReady(nullptr)
+  // returned, the earlier callback is not running and will not be called.
   void OnReady(std::function<void()> ready);
+  // Whether the end is there, taken or not: nothing will be added.
+  bool closed() const;
 
   // ---- Writer (the engine)
 
@@ -89,7 +91,7 @@ class TokenStream {
 
  private:
   bool Empty() const;
-  void Notify(bool was_empty);
+  void Notify();
 
   const int32_t capacity_;
   mutable std::mutex mutex_;

@@ -56,6 +56,8 @@ class Call : public std::enable_shared_from_this<Call> {
 
   // What is undelivered.
   std::optional<StreamUpdate> Pop();
+  // Whether the engine is done with the request: the next Pop has its end, if none had it yet.
+  bool Ended() const { return stream_->closed(); }
   // To be called when the end was popped and the tokenizer is not needed any more, so that an
   // unload need not wait for the network.
   void LetGo();

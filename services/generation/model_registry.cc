@@ -61,8 +61,7 @@ void ModelRegistry::Load(const std::string& name, const ModelSpec& spec, LoadDon
                                         " or with other options; try again when that is done"));
       } else if (entry.serving != nullptr && entry.serving->spec() == spec) {
         answer = ViewLocked(name, entry);
-      } else if (entry.serving == nullptr &&
-                 entries_.size() > static_cast<size_t>(settings_.max_models)) {
+      } else if (entry.serving == nullptr && !MakeRoomLocked(name)) {
         answer = absl::ResourceExhaustedError(
             Cat("servedModels/", name, " would be model number ", entries_.size(), "; at most ",
                 settings_.max_models, " are served (--max-models)"));
@@ -81,6 +80,18 @@ void ModelRegistry::Load(const std::string& name, const ModelSpec& spec, LoadDon
     }
   }
   done(answer);
+}
+
+// Whether `name`, which has an entry and does not serve, may: the failed loads of other names are
+// forgotten first.
+bool ModelRegistry::MakeRoomLocked(const std::string& name) {
+  const auto most = static_cast<size_t>(settings_.max_models);
+  for (auto it = entries_.begin(); it != entries_.end() && entries_.size() > most;) {
+    const Entry& entry = it->second;
+    const bool failed = entry.serving == nullptr && entry.loading == nullptr && entry.draining == 0;
+    it = failed && it->first != name ? entries_.erase(it) : std::next(it);
+  }
+  return entries_.size() <= most;
 }
 
 void ModelRegistry::RunLoad(const std::string& name, const ModelSpec& spec) {
@@ -200,6 +211,12 @@ void ModelRegistry::Retire(const std::string& name, std::shared_ptr<ServedModel>
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
     while (!gone.expired() && std::chrono::steady_clock::now() < deadline) {
       std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    if (!gone.expired()) {
+      LogWarning("model_still_held", {{"name", name}});
+      done(absl::DeadlineExceededError(
+          Cat("servedModels/", name, " serves no more, but a call still holds its memory")));
+      return;
     }
     LogInfo("model_gone", {{"name", name}});
     done(absl::OkStatus());

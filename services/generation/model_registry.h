@@ -87,6 +87,7 @@ class ModelRegistry {
     bool healthy = false;  // as last told to the listener
   };
 
+  bool MakeRoomLocked(const std::string& name);
   void RunLoad(const std::string& name, const ModelSpec& spec);
   void FinishLoad(const std::string& name,
                   const absl::StatusOr<std::shared_ptr<ServedModel>>& model);

@@ -36,7 +36,13 @@ void StreamReactor::Refused(const absl::Status& status,
 
 void StreamReactor::Ready() {
   std::lock_guard lock(mutex_);
-  if (!busy_ && !end_) GoOnLocked();
+  if (end_) return;
+  if (!busy_) {
+    GoOnLocked();
+  } else if (Ended()) {
+    // The reader may never take the message on its way: what is left must not keep the model.
+    TakeLocked();
+  }
 }
 
 void StreamReactor::OnWriteDone(bool ok) {
@@ -51,9 +57,7 @@ void StreamReactor::OnWriteDone(bool ok) {
 
 // Writes the next message, or finishes, or waits for the engine.
 void StreamReactor::GoOnLocked() {
-  if (queue_.empty() && !end_) {
-    if (std::optional<StreamUpdate> update = Pop()) QueueLocked(*std::move(update));
-  }
+  if (queue_.empty() && !end_) TakeLocked();
   if (broken_) queue_.clear();
   if (!queue_.empty()) {
     writing_ = std::move(queue_.front());
@@ -65,20 +69,23 @@ void StreamReactor::GoOnLocked() {
   }
 }
 
-void StreamReactor::QueueLocked(StreamUpdate update) {
-  if (update.prompt) {
-    ToProto(*update.prompt, prompt(), echo_prompt_, tokenizer(),
+// Moves what is undelivered into the queue.
+void StreamReactor::TakeLocked() {
+  const std::optional<StreamUpdate> update = Pop();
+  if (!update) return;
+  if (update->prompt) {
+    ToProto(*update->prompt, prompt(), echo_prompt_, tokenizer(),
             queue_.emplace_back().mutable_prompt());
   }
-  for (const Delta& delta : update.deltas) {
+  for (const Delta& delta : update->deltas) {
     finishes_.See(delta);
     ToProto(delta, tokenizer(), queue_.emplace_back().mutable_delta());
   }
-  if (!update.end) return;
-  end_ = update.end->status;
+  if (!update->end) return;
+  end_ = update->end->status;
   if (end_->ok()) {
     v1::Finish* finish = queue_.emplace_back().mutable_finish();
-    ToProto(*update.end, finish->mutable_usage());
+    ToProto(*update->end, finish->mutable_usage());
     for (const v1::ChoiceFinish& choice : finishes_.choices()) *finish->add_choices() = choice;
   }
   LetGo();

@@ -36,7 +36,7 @@ class StreamReactor final : public grpc::ServerWriteReactor<v1::GenerateStreamRe
   void Refused(const absl::Status& status, std::optional<std::chrono::milliseconds> retry) override;
   void Ready() override;
   void GoOnLocked();
-  void QueueLocked(StreamUpdate update);
+  void TakeLocked();
 
   const bool echo_prompt_;
   grpc::CallbackServerContext* const rpc_;

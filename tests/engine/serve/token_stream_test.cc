@@ -105,6 +105,19 @@ TEST(TokenStream, CallsTheReaderWhenItTurnsNonEmpty) {
   EXPECT_EQ(calls, 2);
 }
 
+TEST(TokenStream, CallsTheReaderOnceMoreWhenItIsClosed) {
+  TokenStream stream;
+  int calls = 0;
+  stream.OnReady([&calls] { ++calls; });
+  Push(stream, 0, {1}, "");
+  EXPECT_FALSE(stream.closed());
+  stream.Close(StreamEnd());
+  EXPECT_TRUE(stream.closed());
+  EXPECT_EQ(calls, 2) << "though it was not empty";
+  stream.TryPop();
+  EXPECT_TRUE(stream.closed());
+}
+
 TEST(TokenStream, CallsAReaderThatComesLateAtOnce) {
   TokenStream stream;
   Push(stream, 0, {1}, "");

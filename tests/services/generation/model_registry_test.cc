@@ -139,6 +139,27 @@ TEST_F(ModelRegistryTest, NoMoreModelsThanTheLimit) {
   EXPECT_TRUE(Load("a", Spec("demo", "int8")).get().ok()) << "replacing is no new model";
 }
 
+TEST_F(ModelRegistryTest, AFailedLoadTakesNoPlace) {
+  settings_.max_models = 1;
+  EXPECT_FALSE(Load("a", Spec("none")).get().ok());
+  EXPECT_FALSE(Load("b", Spec("none")).get().ok());
+  EXPECT_TRUE(Load("c", Spec("demo")).get().ok());
+  ASSERT_EQ(registry_.List().size(), 1u);
+  EXPECT_EQ(registry_.List()[0].name, "c");
+}
+
+class StaleModelRegistryTest : public ModelRegistryTest {
+ protected:
+  StaleModelRegistryTest() { settings_.stale_step_seconds = -1; }  // every step is too old
+};
+
+TEST_F(StaleModelRegistryTest, AStepThatIsTooOldTurnsTheModelsHealth) {
+  ASSERT_TRUE(Load("m", Spec("demo")).get().ok());
+  for (int i = 0; i < 500 && Healthy("m"); ++i) std::this_thread::sleep_for(milliseconds(10));
+  EXPECT_FALSE(Healthy("m"));
+  EXPECT_TRUE(registry_.Find("m").ok()) << "it still takes requests";
+}
+
 TEST_F(ModelRegistryTest, DrainingRefusesRequestsAndLoads) {
   ASSERT_TRUE(Load("m", Spec("demo")).get().ok());
   std::future<Answer> late = Load("n", Spec("slow"));
