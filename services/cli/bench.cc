@@ -183,7 +183,12 @@ absl::StatusOr<nlohmann::json> Measure(const Options& options, const std::string
   absl::StatusOr<DecoderConfig> config = ParseDecoderConfig((*checkpoint)->config());
   if (!config.ok()) return config.status();
   const std::string scheme = MainScheme(**checkpoint);
-  const std::string kv = options.kv.empty() ? KvFormatOf(path) : options.kv;
+  std::string kv = options.kv;
+  if (kv.empty()) {
+    absl::StatusOr<std::string> chosen = KvFormatOf(path);
+    if (!chosen.ok()) return chosen.status();
+    kv = *std::move(chosen);
+  }
 
   const int32_t largest = *std::max_element(options.batch.begin(), options.batch.end());
   const int32_t longest = std::max({options.prompt + 1,

@@ -54,9 +54,13 @@ absl::StatusOr<nlohmann::json> Run(const Options& options) {
   if (!opened.ok()) return opened.status();
   absl::StatusOr<std::vector<Document>> documents = ReadDocuments(options.text, *opened->tokenizer);
   if (!documents.ok()) return documents.status();
-  const std::string kv_name = !options.kv.empty() ? options.kv
-                              : options.exact     ? "f32"
-                                                  : KvFormatOf(options.model);
+  std::string kv_name = options.kv;
+  if (kv_name.empty() && options.exact) kv_name = "f32";
+  if (kv_name.empty()) {
+    absl::StatusOr<std::string> chosen = KvFormatOf(options.model);
+    if (!chosen.ok()) return chosen.status();
+    kv_name = *std::move(chosen);
+  }
   const KvFormat* kv = FindKvFormat(kv_name);
   if (kv == nullptr) {
     return absl::InvalidArgumentError(

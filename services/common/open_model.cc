@@ -2,12 +2,16 @@
 #include "services/common/open_model.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
+#include <system_error>
 #include <utility>
+#include <vector>
 
 #include "engine/artifact/gguf_model.h"
 #include "engine/artifact/manifest.h"
 #include "engine/artifact/source_files.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 namespace {
@@ -34,6 +38,11 @@ absl::StatusOr<OpenedModel> OpenModel(const std::string& path) {
   absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer = LoadTokenizer(path);
   if (!tokenizer.ok()) return tokenizer.status();
   opened.tokenizer = *std::move(tokenizer);
+  // A chat model's end of turn often stands in generation_config.json or with the tokenizer alone.
+  std::vector<int32_t>& eos = opened.config.eos_ids;
+  eos.insert(eos.end(), opened.tokenizer->eos_ids().begin(), opened.tokenizer->eos_ids().end());
+  std::sort(eos.begin(), eos.end());
+  eos.erase(std::unique(eos.begin(), eos.end()), eos.end());
   return opened;
 }
 
@@ -49,9 +58,12 @@ std::string MainScheme(const Checkpoint& checkpoint) {
   return most == weights.end() ? "" : most->first;
 }
 
-std::string KvFormatOf(const std::string& path) {
+absl::StatusOr<std::string> KvFormatOf(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::exists(Cat(path, "/", kManifestFile), error)) return "bf16";
   absl::StatusOr<Manifest> manifest = ReadManifest(path);
-  return manifest.ok() ? manifest->kv_format : "bf16";
+  if (!manifest.ok()) return manifest.status();
+  return manifest->kv_format;
 }
 
 }  // namespace nibble

@@ -12,6 +12,7 @@
 #include "engine/base/cat.h"
 #include "engine/model/decoder.h"
 #include "engine/serve/runner.h"
+#include "engine/serve/text_assembler.h"
 #include "services/common/open_model.h"
 
 namespace nibble {
@@ -26,17 +27,6 @@ absl::Status CheckRange(const char* field, int64_t value, int64_t low, int64_t h
   return absl::InvalidArgumentError(
       Cat(field, " is ", value, "; it must be 0 or ", low, "..", high));
 }
-
-class TokenizerDecoder : public TextDecoder {
- public:
-  TokenizerDecoder(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special)
-      : decoder_(std::move(tokenizer), {.skip_special = skip_special, .at_start = false}) {}
-  void Append(int32_t token, std::string* text) override { text->append(decoder_.Push(token)); }
-  void Flush(std::string* text) override { text->append(decoder_.Flush()); }
-
- private:
-  IncrementalDecoder decoder_;
-};
 
 int64_t StoredBytes(const Checkpoint& checkpoint) {
   int64_t sum = 0;
@@ -146,10 +136,19 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string
   absl::StatusOr<OpenedModel> opened = OpenModel(source.path);
   if (!opened.ok()) return opened.status();
 
+  if (spec.max_context > opened->config.max_positions) {
+    return absl::InvalidArgumentError(Cat("max_context is ", spec.max_context, "; ", spec.source,
+                                          " allows 16..", opened->config.max_positions));
+  }
+
   DecoderRunnerOptions options;
   options.mode = spec.mode == "exact" ? Mode::kExact : Mode::kFast;
   std::string kv_name = spec.kv_format;
-  if (kv_name.empty()) kv_name = KvFormatOf(source.path);
+  if (kv_name.empty()) {
+    absl::StatusOr<std::string> chosen = KvFormatOf(source.path);
+    if (!chosen.ok()) return chosen.status();
+    kv_name = *std::move(chosen);
+  }
   options.kv_format = FindKvFormat(kv_name);
   if (options.kv_format == nullptr) {
     return absl::InvalidArgumentError(
@@ -232,11 +231,8 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string
   engine_options.slow_reader =
       std::chrono::milliseconds(static_cast<int64_t>(settings.slow_reader_seconds * 1000));
   model->observer_ = std::make_unique<Observer>(metrics, name);
-  TextDecoderFactory decode = [tokenizer = opened->tokenizer](bool skip_special) {
-    return std::make_unique<TokenizerDecoder>(tokenizer, skip_special);
-  };
-  absl::StatusOr<std::unique_ptr<Engine>> engine =
-      Engine::Make(std::move(runner), std::move(decode), engine_options, model->observer_.get());
+  absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Make(
+      std::move(runner), DecodeWith(opened->tokenizer), engine_options, model->observer_.get());
   if (!engine.ok()) return engine.status();
   model->engine_ = *std::move(engine);
   model->engine_->Start();
