@@ -76,6 +76,7 @@ AddedTokens::AddedTokens(const std::vector<AddedToken>& tokens, const Normalizer
 }
 
 void AddedTokens::Split(const Trie& trie, std::string_view text, bool parse_special,
+                        absl::Span<const TextRange> literal,
                         std::vector<AddedTokenSpan>* spans) const {
   size_t done = 0;
   const auto add_text = [&](size_t end) {
@@ -93,7 +94,7 @@ void AddedTokens::Split(const Trie& trie, std::string_view text, bool parse_spec
     size_t end = pos + length;
     pos = end;
     const AddedToken& token = tokens_[static_cast<size_t>(index)];
-    if (token.special && !parse_special) continue;
+    if (token.special && (!parse_special || Touches(literal, begin, end))) continue;
     if (token.single_word && !StandsAlone(text, begin, end)) continue;
     if (token.lstrip) {
       while (begin > done) {

@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/types/span.h"
 #include "engine/tokenizer/normalizer.h"
+#include "engine/tokenizer/text.h"
 
 namespace nibble {
 
@@ -38,14 +40,15 @@ class AddedTokens {
   AddedTokens(const std::vector<AddedToken>& tokens, const Normalizer& normalizer);
 
   // Cut `text` at the tokens that live in raw or normalised text. Special tokens are left as text
-  // unless `parse_special`. Spans are appended and point into `text`.
-  void SplitRaw(std::string_view text, bool parse_special,
+  // unless `parse_special`, and where they touch a range of `literal` (ascending, of `text`). Spans
+  // are appended and point into `text`.
+  void SplitRaw(std::string_view text, bool parse_special, absl::Span<const TextRange> literal,
                 std::vector<AddedTokenSpan>* spans) const {
-    Split(raw_, text, parse_special, spans);
+    Split(raw_, text, parse_special, literal, spans);
   }
   void SplitNormalized(std::string_view text, bool parse_special,
                        std::vector<AddedTokenSpan>* spans) const {
-    Split(normalized_, text, parse_special, spans);
+    Split(normalized_, text, parse_special, {}, spans);
   }
 
  private:
@@ -61,7 +64,7 @@ class AddedTokens {
   };
 
   void Split(const Trie& trie, std::string_view text, bool parse_special,
-             std::vector<AddedTokenSpan>* spans) const;
+             absl::Span<const TextRange> literal, std::vector<AddedTokenSpan>* spans) const;
 
   std::vector<AddedToken> tokens_;
   Trie raw_;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <string>
 #include <string_view>
@@ -8,8 +9,23 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/hash/hash.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 
 namespace nibble {
+
+// Bytes [begin, end) of a text.
+struct TextRange {
+  size_t begin = 0;
+  size_t end = 0;
+};
+
+// Whether [begin, end) has a byte in common with one of `ranges`, which ascend and do not overlap.
+inline bool Touches(absl::Span<const TextRange> ranges, size_t begin, size_t end) {
+  const auto* const found =
+      std::upper_bound(ranges.begin(), ranges.end(), begin,
+                       [](size_t at, const TextRange& range) { return at < range.end; });
+  return found != ranges.end() && found->begin < end;
+}
 
 // `text` with every occurrence of `from` (not empty), left to right, replaced by `to`.
 inline std::string ReplaceAll(std::string_view text, std::string_view from, std::string_view to) {

@@ -40,9 +40,11 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::FromGguf(const GgufV
 
 std::vector<int32_t> Tokenizer::Encode(std::string_view text, const EncodeOptions& options) const {
   std::string repaired;
+  bool parse_special = options.parse_special;
   if (!IsValidUtf8(text)) {
     AppendValidUtf8(text, &repaired);
     text = repaired;
+    parse_special = parse_special && options.literal.empty();
   }
   const bool add_bos = options.add_bos.value_or(parts_->add_bos);
   std::vector<int32_t> ids;
@@ -55,19 +57,22 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text, const EncodeOption
   std::vector<AddedTokenSpan> spans;
   std::vector<std::string_view> words;
 
-  parts_->added.SplitRaw(text, options.parse_special, &raw_spans);
+  parts_->added.SplitRaw(text, parse_special, options.literal, &raw_spans);
   for (const AddedTokenSpan& raw : raw_spans) {
     if (raw.id >= 0) {
       ids.push_back(raw.id);
       continue;
     }
-    const bool raw_at_start = raw.text.data() == text.data();
+    const auto raw_begin = static_cast<size_t>(raw.text.data() - text.data());
+    const bool raw_at_start = raw_begin == 0;
     std::string_view normalized = raw.text;
     if (!parts_->normalizer.IsIdentity()) {
       normalized = arena.emplace_back(parts_->normalizer.Apply(raw.text, raw_at_start));
     }
     spans.clear();
-    parts_->added.SplitNormalized(normalized, options.parse_special, &spans);
+    // Normalised text has other offsets: none of it is parsed where some of it is literal.
+    const bool literal = Touches(options.literal, raw_begin, raw_begin + raw.text.size());
+    parts_->added.SplitNormalized(normalized, parse_special && !literal, &spans);
     for (const AddedTokenSpan& span : spans) {
       if (span.id >= 0) {
         ids.push_back(span.id);

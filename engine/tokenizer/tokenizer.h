@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "engine/tokenizer/gguf_vocab.h"
+#include "engine/tokenizer/text.h"
 
 namespace nibble {
 
@@ -28,6 +29,9 @@ struct EncodeOptions {
   // Turn the text of special tokens ("<|im_start|>") into these tokens. Only for text that the
   // caller vouches for, such as a rendered chat template; in a user's text they stay text.
   bool parse_special = false;
+  // Where special tokens stay text all the same: what a user wrote inside a rendered template.
+  // Ascending. In ill-formed text, which has other offsets once it is repaired, nothing is parsed.
+  absl::Span<const TextRange> literal = {};
 };
 
 // Text to token ids and back. Immutable after loading and safe to share between threads.

@@ -17,18 +17,19 @@ constexpr std::string_view kOpen = "\xef\xb7\x90";   // U+FDD0
 constexpr std::string_view kClose = "\xef\xb7\x91";  // U+FDD1
 constexpr std::string_view kReplacement = "\xef\xbf\xbd";
 
-// Removes the fences from `text`; calls piece(text, fenced) for each part.
-template <typename F>
-void SplitAtFences(std::string_view text, F piece) {
+// `text` without its fences; `fenced` receives the ranges of the result that they enclosed.
+std::string RemoveFences(std::string_view text, std::vector<TextRange>* fenced) {
+  std::string plain;
   while (!text.empty()) {
-    const size_t open = text.find(kOpen);
-    if (open != 0) piece(text.substr(0, open), false);
-    if (open == text.npos) return;
-    text.remove_prefix(open + kOpen.size());
+    const size_t open = std::min(text.find(kOpen), text.size());
+    plain.append(text.substr(0, open));
+    text.remove_prefix(std::min(open + kOpen.size(), text.size()));
     const size_t close = std::min(text.find(kClose), text.size());
-    if (close != 0) piece(text.substr(0, close), true);
+    if (close != 0) fenced->push_back({plain.size(), plain.size() + close});
+    plain.append(text.substr(0, close));
     text.remove_prefix(std::min(close + kClose.size(), text.size()));
   }
+  return plain;
 }
 
 }  // namespace
@@ -77,8 +78,10 @@ absl::StatusOr<std::vector<int32_t>> ChatPrompt::Encode(const std::vector<ChatTu
   }
   ChatInput input;
   for (const ChatTurn& turn : turns) {
-    input.messages.push_back(
-        {{"role", turn.role}, {"content", parse_special ? turn.content : Guard(turn.content)}});
+    const auto guarded = [&](const std::string& said) {
+      return parse_special ? said : Guard(said);
+    };
+    input.messages.push_back({{"role", guarded(turn.role)}, {"content", guarded(turn.content)}});
   }
   input.add_generation_prompt = open_turn;
   input.bos_token = tokenizer_->bos_token();
@@ -89,14 +92,12 @@ absl::StatusOr<std::vector<int32_t>> ChatPrompt::Encode(const std::vector<ChatTu
   absl::StatusOr<std::string> text = chat_template->Render(input);
   if (!text.ok()) return text.status();
 
+  std::vector<TextRange> literal;
+  std::string plain = RemoveFences(*text, &literal);
   // The template writes BOS itself where the model wants one.
-  std::vector<int32_t> ids;
-  SplitAtFences(*text, [&](std::string_view piece, bool fenced) {
-    const std::vector<int32_t> part =
-        tokenizer_->Encode(piece, {.add_bos = false, .parse_special = !fenced});
-    ids.insert(ids.end(), part.begin(), part.end());
-    if (rendered != nullptr) rendered->append(piece);
-  });
+  std::vector<int32_t> ids =
+      tokenizer_->Encode(plain, {.add_bos = false, .parse_special = true, .literal = literal});
+  if (rendered != nullptr) *rendered = std::move(plain);
   return ids;
 }
 

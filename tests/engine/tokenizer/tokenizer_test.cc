@@ -71,6 +71,25 @@ TEST(TokenizerTest, SpecialTokensInUserTextStayText) {
   EXPECT_EQ(tokenizer->Encode("<|begin|>", options), Ids{begin});
 }
 
+TEST(TokenizerTest, SpecialTokensThatTouchALiteralRangeStayText) {
+  const auto tokenizer = Load("llama2_style.json");
+  const std::string text = "<s>a<s>b</s>";
+  const auto specials = [&](std::vector<TextRange> literal) {
+    std::vector<int32_t> found;
+    for (const int32_t id :
+         tokenizer->Encode(text, {.add_bos = false, .parse_special = true, .literal = literal})) {
+      if (tokenizer->IsSpecial(id)) found.push_back(id);
+    }
+    return found;
+  };
+  const int32_t bos = *tokenizer->FindToken("<s>");
+  const int32_t eos = *tokenizer->FindToken("</s>");
+  EXPECT_EQ(specials({}), (std::vector<int32_t>{bos, bos, eos}));
+  EXPECT_EQ(specials({{4, 7}}), (std::vector<int32_t>{bos, eos}));
+  EXPECT_EQ(specials({{2, 3}, {3, 4}, {6, 9}}), std::vector<int32_t>());
+  EXPECT_EQ(specials({{3, 4}, {7, 8}, {12, 12}}), (std::vector<int32_t>{bos, bos, eos}));
+}
+
 TEST(TokenizerTest, TokensAreKnownByTextAndBytes) {
   const auto tokenizer = Load("llama2_style.json");
   const int32_t newline = *tokenizer->FindToken("<0x0A>");
