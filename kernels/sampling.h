@@ -21,10 +21,14 @@ NIBBLE_HD inline double UniformAt(uint64_t seed, uint32_t choice, uint32_t posit
 
 // The logit of a token that occurs in prompt or output, `count` times in the output. Repetition as
 // in CTRL (Keskar et al. 2019, arXiv 1909.05858): positive logits are divided, others multiplied.
+// A finite logit stays finite: no parameters leave nothing to draw from.
 NIBBLE_HD inline float Penalize(float logit, int32_t count, float repetition, float presence,
                                 float frequency) {
   float result = logit > 0.0f ? logit / repetition : logit * repetition;
   if (count > 0) result -= presence + frequency * static_cast<float>(count);
+  constexpr float kLargest = 3.402823466e38f;
+  if (result > kLargest && logit <= kLargest) return kLargest;
+  if (result < -kLargest && logit >= -kLargest) return -kLargest;
   return result;
 }
 

@@ -246,6 +246,23 @@ TEST_F(SampleTest, PenaltiesFollowTheirFormulas) {
   }
 }
 
+TEST_F(SampleTest, NoParametersLeaveNothingToDrawFrom) {
+  const int32_t ids[] = {0, 1, 2};
+  const float bias[] = {3.4e38f, -3.4e38f, 3.4e38f};
+  const int32_t counts[] = {1, 1, 1};
+  SamplingRow params;
+  params.bias_ids = ids;
+  params.bias = bias;
+  params.num_bias = 3;
+  params.seen_ids = ids;
+  params.output_counts = counts;
+  params.num_seen = 3;
+  for (const float penalty : {1e-38f, 0.5f, 2.0f, 3.4e38f}) {
+    params.repetition_penalty = penalty;
+    EXPECT_TRUE(Draw({2.0f, -1.0f, 0.5f}, params).finite) << penalty;
+  }
+}
+
 TEST_F(SampleTest, LogprobsAreOfTheDistributionBeforeTemperatureAndTruncation) {
   SamplingRow params;
   params.temperature = 0.1f;
