@@ -30,6 +30,8 @@ struct Options {
   std::string kv;
   std::string mode;
   int32_t max_context = 0;
+  int32_t max_running = 0;
+  int64_t memory = 0;
   bool json = false;
 };
 
@@ -229,6 +231,8 @@ absl::Status Load(const Options& options) {
   request.set_kv_format(options.kv);
   request.set_mode(options.mode);
   request.set_max_context(options.max_context);
+  request.set_max_running(options.max_running);
+  request.set_memory_budget_bytes(options.memory);
   v1::LoadModelResponse response;
   NIBBLE_RETURN_IF_ERROR(
       session.Call(*session.generation, &Generation::LoadModel, request, &response));
@@ -318,7 +322,13 @@ RunVerb AddModels(CLI::App& command) {
       sub->add_option("--as", o.as, "name to serve it under (default: the source's id)");
       sub->add_option("--kv", o.kv, "key/value cache format (default: the artifact's)");
       sub->add_option("--mode", o.mode, "fast or exact (default: fast)");
-      sub->add_option("--max-context", o.max_context, "longest sequence in tokens");
+      sub->add_option(
+          "--max-context", o.max_context,
+          "longest sequence in tokens (default: the model's, up to the server's bound)");
+      sub->add_option("--max-running", o.max_running,
+                      "sequences that run at once (default: the server's)");
+      sub->add_option("--memory", o.memory,
+                      "bytes for weights and KV cache (default: the server's --model-memory)");
     }
     sub->add_flag("--json", o.json, "JSON for scripts");
     AddClientOptions(*sub, &o.client);

@@ -100,10 +100,18 @@ absl::Status CheckRequest(const v1::GenerateRequest& request, const Settings& se
                    settings.max_logit_bias)}) {
     if (!status.ok()) return status;
   }
+  for (const std::string& stop : stopping.stop()) {
+    const absl::Status status =
+        CheckCount("the length of a stop text in bytes", static_cast<int64_t>(stop.size()), 1,
+                   settings.max_stop_bytes);
+    if (!status.ok()) return status;
+  }
   return absl::OkStatus();
 }
 
 absl::Status CheckRequest(const v1::ScoreRequest& request, const Settings& settings) {
+  const absl::Status top = CheckCount("top_logprobs", request.top_logprobs(), 0, kMaxLogprobs);
+  if (!top.ok()) return top;
   switch (request.input_case()) {
     case v1::ScoreRequest::kText:
       return CheckText(request.text(), settings);
@@ -170,8 +178,8 @@ absl::StatusOr<GenerationRequest> ToEngine(const v1::GenerateRequest& in, const 
   to.max_tokens = stopping.max_tokens();
   if (to.max_tokens == 0) {
     const int64_t room = model.facts().max_context - static_cast<int64_t>(out.prompt.size());
-    to.max_tokens = static_cast<int32_t>(
-        std::max<int64_t>(1, std::min<int64_t>(settings.default_max_tokens, room)));
+    to.max_tokens = static_cast<int32_t>(std::max<int64_t>(
+        1, std::min<int64_t>({settings.default_max_tokens, settings.max_tokens, room})));
   }
 
   const v1::ResponseOptions& response = in.response();

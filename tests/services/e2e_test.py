@@ -239,6 +239,19 @@ class Refusing(WithServer):
                 with fails_with(self, code, word):
                     list(self.stub.GenerateStream(asked))
 
+        for asked, word in ((pb.ScoreRequest(model="demo", text="x", top_logprobs=21), "top_logprobs"),
+                            (pb.ScoreRequest(model="demo", text=""), "at least 2"),
+                            (pb.ScoreRequest(model="demo"), "input")):
+            with self.subTest(word=word), fails_with(self, Code.INVALID_ARGUMENT, word):
+                self.stub.Score(asked)
+        for asked, word in ((pb.TokenizeRequest(model="demo"), "input"),
+                            (pb.TokenizeRequest(model="demo", text="x" * ((1 << 20) + 1)), "1048576")):
+            with self.subTest(word=word), fails_with(self, Code.INVALID_ARGUMENT, word):
+                self.stub.Tokenize(asked)
+        for ids, word in (([4096], "4096"), ([5] * 1_000_001, "1000001")):
+            with self.subTest(word=word), fails_with(self, Code.INVALID_ARGUMENT, word):
+                self.stub.Detokenize(pb.DetokenizeRequest(model="demo", token_ids=ids))
+
     def test_a_deadline_ends_a_request_and_is_counted(self):
         before = self.server.metric("nibble_requests_finished_total", outcome="deadline")
         asked = request(max_tokens=1000, stopping=pb.StoppingOptions(ignore_eos=True), n=16,
@@ -322,6 +335,11 @@ class Models(WithServer):
         self.assertLessEqual(roomy.weight_bytes + roomy.kv_bytes, 100_000_000)
         self.stub.UnloadModel(pb.UnloadModelRequest(name="small"))
 
+    def test_a_context_beyond_the_models_is_refused(self):
+        with fails_with(self, Code.INVALID_ARGUMENT, "max_context is 2048", "1024"):
+            self.stub.LoadModel(pb.LoadModelRequest(name="long", source="model", max_context=2048))
+        self.stub.UnloadModel(pb.UnloadModelRequest(name="long"))
+
     def test_unload_lets_requests_finish_and_takes_no_new_ones(self):
         self.stub.LoadModel(pb.LoadModelRequest(name="leaving", source="model"))
         stream = self.stub.GenerateStream(
@@ -359,6 +377,35 @@ class Health(WithServer):
             self.assertEqual(self.server.health(service), "SERVING")
         with fails_with(self, Code.NOT_FOUND):
             self.server.health("nibble.v1.GenerationService/nobody")
+
+
+class Configured(unittest.TestCase):
+    def test_every_limit_of_a_request_is_a_setting(self):
+        limits = {"max-text-bytes": 64, "max-prompt-tokens": 8, "max-tokens": 20, "max-n": 2,
+                  "max-stop-strings": 1, "max-stop-bytes": 4, "max-stop-tokens": 1,
+                  "max-logit-bias": 1, "max-chat-messages": 1}
+        message = pb.ChatMessage(role="user", content="x")
+        bias = [pb.LogitBias(token_id=i, bias=1) for i in (5, 6)]
+        cases = [
+            (request("x" * 65), "64"),
+            (request([5] * 9), "token_ids is 9; it must be 1..8"),
+            (request("a b c d e f g h i j"), "8"),
+            (request(max_tokens=21), "max_tokens is 21; it must be 0..20"),
+            (request(n=3), "n is 3; it must be 0..2"),
+            (request(stopping=pb.StoppingOptions(stop=["a", "b"])), "0..1"),
+            (request(stopping=pb.StoppingOptions(stop=["abcde"])), "1..4"),
+            (request(stopping=pb.StoppingOptions(stop_token_ids=[5, 6])), "0..1"),
+            (request(sampling=pb.SamplingOptions(logit_bias=bias)), "0..1"),
+            (pb.GenerateRequest(model="demo", chat=pb.ChatInput(messages=[message] * 2)), "1..1"),
+        ]
+        with Server(*(word for name, limit in limits.items() for word in (f"--{name}", str(limit)))) as server:
+            for asked, words in cases:
+                with self.subTest(words=words), fails_with(self, Code.INVALID_ARGUMENT, words):
+                    server.stub.Generate(asked)
+            # The default keeps the limit too.
+            unsaid = request("a", stopping=pb.StoppingOptions(ignore_eos=True))
+            unsaid.stopping.max_tokens = 0
+            self.assertEqual(server.stub.Generate(unsaid).usage.generated_tokens, 20)
 
 
 class UnderLoad(unittest.TestCase):
@@ -421,8 +468,18 @@ class UnderLoad(unittest.TestCase):
             self.assertEqual(server.stub.Generate(request(max_tokens=20)).usage.generated_tokens, 20)
             ended = lambda: server.metric("nibble_requests_finished_total", outcome="slow_reader")
             self.assertTrue(eventually(lambda: ended() == 1, 30))
+            self.assertEqual(server.metric("nibble_kv_blocks_used"), 0)
+            # What was not read yet keeps no model in memory.
+            server.stub.UnloadModel(pb.UnloadModelRequest(name="demo"))
             with fails_with(self, Code.RESOURCE_EXHAUSTED):
                 list(slow)
+
+    def test_a_request_without_a_deadline_has_the_servers(self):
+        with Server("--max-request-seconds", "1") as server:
+            with fails_with(self, Code.DEADLINE_EXCEEDED):
+                server.stub.Generate(request(max_tokens=1000, n=16, temperature=1.0,
+                                             stopping=pb.StoppingOptions(ignore_eos=True)))
+            self.assertEqual(server.metric("nibble_requests_finished_total", outcome="deadline"), 1)
             self.assertEqual(server.metric("nibble_kv_blocks_used"), 0)
 
     def test_sigterm_turns_health_lets_streams_finish_and_exits_0(self):
@@ -501,12 +558,32 @@ class Guarded(unittest.TestCase):
                 self.assertTrue(eventually(lambda: "tokens_not_reloaded" in server.stderr()))
                 generate(self.ADMIN)
 
+    @staticmethod
+    def certificate(directory, name):
+        """A certificate for localhost that signs itself, and its key."""
+        cert, key = f"{directory}/{name}.pem", f"{directory}/{name}.key"
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+                        "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+                        "-keyout", key, "-out", cert], check=True, capture_output=True)
+        return cert, key
+
+    def test_callers_without_a_certificate_stay_outside_where_one_is_asked_for(self):
+        with tempfile.TemporaryDirectory() as directory:
+            cert, key = self.certificate(directory, "server")
+            ours, ours_key = self.certificate(directory, "caller")
+            read = lambda path: pathlib.Path(path).read_bytes()
+            known = grpc.ssl_channel_credentials(read(cert), read(ours_key), read(ours))
+            with Server("--tls-cert", cert, "--tls-key", key, "--tls-client-ca", ours,
+                        address="localhost:0", channel=lambda a: grpc.secure_channel(a, known)) as server:
+                self.assertTrue(server.stub.Generate(request()).choices[0].text)
+                unknown = grpc.ssl_channel_credentials(read(cert))
+                with grpc.secure_channel(server.address, unknown) as channel:
+                    with fails_with(self, Code.UNAVAILABLE):
+                        live_server.pb_grpc.GenerationServiceStub(channel).Generate(request())
+
     def test_tls_from_files(self):
         with tempfile.TemporaryDirectory() as directory:
-            cert, key = f"{directory}/cert.pem", f"{directory}/key.pem"
-            subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-                            "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
-                            "-keyout", key, "-out", cert], check=True, capture_output=True)
+            cert, key = self.certificate(directory, "server")
             credentials = grpc.ssl_channel_credentials(pathlib.Path(cert).read_bytes())
             with Server("--tls-cert", cert, "--tls-key", key, address="localhost:0",
                         channel=lambda a: grpc.secure_channel(a, credentials)) as server:
@@ -539,6 +616,15 @@ class CommandLine(WithServer):
         as_json = self.nibble("generate", "--server", self.server.address, "--model", "demo",
                               "--temperature", "0", "--max-tokens", "12", "--json", "The sea")
         self.assertEqual(json.loads(as_json.stdout)["choices"][0]["text"], wanted)
+
+    def test_a_model_is_loaded_within_a_memory_budget(self):
+        load = ("models", "load", "model", "--as", "roomy", "--server", self.server.address, "--json")
+        self.assertEqual(self.nibble(*load, "--memory", "2000000").returncode, 4)
+        ran = self.nibble(*load, "--memory", "60000000", "--max-running", "2")
+        self.assertEqual(ran.returncode, 0, ran.stderr)
+        shown = json.loads(ran.stdout)
+        self.assertLessEqual(int(shown["weight_bytes"]) + int(shown["kv_bytes"]), 60_000_000)
+        self.nibble("models", "unload", "roomy", "--server", self.server.address)
 
     def test_exit_codes_mean_something(self):
         at = ("--server", self.server.address)
