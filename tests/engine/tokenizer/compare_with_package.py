@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Compares this project's tokenizers with the packages `tokenizers`, `sentencepiece` and
-`transformers` on real vocabularies and a few megabytes of prose, code and text from all of
-Unicode. Run by hand:
+`transformers` (which needs `protobuf` here) on real vocabularies and a few megabytes of prose,
+code and text from all of Unicode. Run by hand:
 
     python tests/engine/tokenizer/compare_with_package.py build/release/bin/encode_file ../shared
 
