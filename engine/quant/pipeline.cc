@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/quant/pipeline.h"
 
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -18,6 +16,7 @@
 #include "engine/artifact/sha256.h"
 #include "engine/artifact/source_files.h"
 #include "engine/base/cat.h"
+#include "engine/base/peak_memory.h"
 #include "engine/eval/documents.h"
 #include "engine/model/activation_store.h"
 #include "engine/model/blockwise_forward.h"
@@ -59,12 +58,6 @@ class Clock {
  private:
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
-
-int64_t PeakMemoryBytes() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return int64_t{usage.ru_maxrss} * 1024;
-}
 
 absl::Status CheckInt(const char* field, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return absl::OkStatus();
@@ -415,6 +408,7 @@ absl::StatusOr<PipelineResult> Attempt::Run() {
   report_.seconds["quantize"] = clock_.Lap();
 
   Progress("write", kDigestShare + kQuantizeShare, "writing the artifact");
+  ResetPeakMemory();  // the process may have run other jobs
   const std::string directory = Cat(work_dir_, "/artifact");
   absl::StatusOr<ArtifactSummary> artifact =
       Assemble({&spec_, &config_, &*parts_, ledger_.get()}, fs_, directory, host_, report_);
