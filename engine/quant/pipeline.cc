@@ -71,6 +71,7 @@ absl::Status ValidateSpec(const PipelineSpec& spec) {
        {CheckInt("calibration_samples", spec.calibration_samples, 1, 4096),
         CheckInt("calibration_length", spec.calibration_length, 16, 32768),
         CheckInt("eval_max_tokens", spec.eval_max_tokens, 0, 1 << 30),
+        CheckInt("threads", spec.threads, 0, 256),
         CheckInt("activation_budget_bytes", spec.activation_budget_bytes, 0, int64_t{1} << 50)}) {
     if (!status.ok()) return status;
   }
@@ -172,7 +173,7 @@ class Attempt {
   const std::string& checkpoint_dir_;
   JobHost& host_;
 
-  const int threads_ = AvailableThreads();
+  const int threads_ = spec_.threads > 0 ? spec_.threads : AvailableThreads();
   Clock clock_;
   std::unique_ptr<Checkpoint> source_;
   DecoderConfig config_;
