@@ -284,6 +284,18 @@ class Jobs(unittest.TestCase):
         with fails_with(self, Code.FAILED_PRECONDITION, "artifacts/killed"):
             self.stub.DeleteArtifact(pb.DeleteArtifactRequest(name="artifacts/killed"))
 
+    def test_the_disk_that_a_job_needs_is_checked_when_it_is_made(self):
+        with tempfile.TemporaryDirectory() as root:
+            model = pathlib.Path(root) / "huge"
+            model.mkdir()
+            (model / "config.json").write_text("{}")
+            with open(model / "model.safetensors", "wb") as weights:
+                weights.truncate(1 << 43)  # 8 TiB that take no room
+            with Server("--workers", "0", roles="quantization", load=(), model_root=root) as server:
+                with fails_with(self, Code.RESOURCE_EXHAUSTED, "disk", str(2 * ((1 << 43) + 2))):
+                    server.quantization.CreateJob(pb.CreateJobRequest(
+                        spec=pb.JobSpec(model_path="huge", recipe="rtn")))
+
     def test_a_running_job_is_cancelled(self):
         job = self.create("cancelled", calibration_samples=256, calibration_length=128)
         def cancel(event):
