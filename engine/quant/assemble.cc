@@ -12,8 +12,6 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr const char* kEmbedding = "model.embed_tokens";
-constexpr const char* kHead = "lm_head";
 constexpr const char* kNorm = "model.norm.weight";
 
 Platform PlatformOf(const std::string& tier) {
@@ -22,21 +20,6 @@ Platform PlatformOf(const std::string& tier) {
   platform.device = tier.substr(0, slash);
   if (slash != std::string::npos) platform.isa = tier.substr(slash + 1);
   return platform;
-}
-
-ModuleWeight ModuleOf(const char* name, const QuantizedWeight& weight) {
-  return {name, &weight.scheme(), weight.rows(), weight.cols()};
-}
-
-absl::Status AppendWeight(ArtifactWriter& writer, const char* name, const QuantizedWeight& weight) {
-  for (int i = 0; i < weight.tensors().count; ++i) {
-    const std::vector<uint8_t>& bytes = weight.bytes(i);
-    const std::string tensor = Cat(name, weight.tensors().items[static_cast<size_t>(i)].suffix);
-    absl::Status status =
-        writer.Append(tensor, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
-    if (!status.ok()) return status;
-  }
-  return absl::OkStatus();
 }
 
 void AddSize(const ModuleWeight& module, Report& report) {
@@ -53,12 +36,15 @@ void AddSize(const ModuleWeight& module, Report& report) {
 absl::StatusOr<ArtifactSpec> Plan(const AssemblyInputs& inputs, Report& report) {
   const DecoderConfig& config = *inputs.config;
   ArtifactSpec spec;
-  auto add = [&spec](const ModuleWeight& module) {
-    for (SafetensorsEntry& entry : WeightEntries(module)) spec.tensors.push_back(std::move(entry));
-    spec.modules.push_back(module);
+  report.modules.clear();
+  auto add = [&](const StoredPart& part) {
+    for (SafetensorsEntry& entry : WeightEntries(part.module)) {
+      spec.tensors.push_back(std::move(entry));
+    }
+    spec.modules.push_back(part.module);
+    report.modules.push_back(part.error);
   };
-  add(ModuleOf(kEmbedding, inputs.parts->embedding));
-  report.modules.assign(1, inputs.parts->errors[0]);
+  add(inputs.parts->embedding);
   for (int32_t layer = 0; layer < config.layers; ++layer) {
     absl::StatusOr<FinishedBlock> block = inputs.ledger->Read(layer);
     if (!block.ok()) return block.status();
@@ -87,10 +73,7 @@ absl::StatusOr<ArtifactSpec> Plan(const AssemblyInputs& inputs, Report& report) 
   norm.dtype = inputs.parts->norm.dtype;
   norm.shape = {static_cast<int64_t>(inputs.parts->norm.values.size())};
   spec.tensors.push_back(norm);
-  if (inputs.parts->head.has_value()) {
-    add(ModuleOf(kHead, *inputs.parts->head));
-    report.modules.push_back(inputs.parts->errors[1]);
-  }
+  if (inputs.parts->head.has_value()) add(*inputs.parts->head);
   for (const ModuleWeight& module : spec.modules) AddSize(module, report);
 
   spec.source = inputs.spec->model_path;
@@ -115,7 +98,7 @@ absl::StatusOr<ArtifactSummary> Assemble(const AssemblyInputs& inputs, FileSyste
   absl::StatusOr<std::unique_ptr<ArtifactWriter>> writer =
       ArtifactWriter::Create(fs, directory, *std::move(spec));
   if (!writer.ok()) return writer.status();
-  absl::Status status = AppendWeight(**writer, kEmbedding, inputs.parts->embedding);
+  absl::Status status = (*writer)->AppendFile(inputs.parts->embedding.path, keep_going);
   if (!status.ok()) return status;
   for (int32_t layer = 0; layer < inputs.config->layers; ++layer) {
     status = (*writer)->AppendFile(inputs.ledger->BlockPath(layer), keep_going);
@@ -124,7 +107,7 @@ absl::StatusOr<ArtifactSummary> Assemble(const AssemblyInputs& inputs, FileSyste
   status = (*writer)->Append(kNorm, StoredBytes(inputs.parts->norm));
   if (!status.ok()) return status;
   if (inputs.parts->head.has_value()) {
-    status = AppendWeight(**writer, kHead, *inputs.parts->head);
+    status = (*writer)->AppendFile(inputs.parts->head->path, keep_going);
     if (!status.ok()) return status;
   }
   absl::StatusOr<ArtifactSummary> summary = (*writer)->Finish();

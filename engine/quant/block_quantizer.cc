@@ -25,12 +25,6 @@ const char* const kVectors[] = {
     "mlp.down_proj.bias",
 };
 
-double SquaredSum(const Matrix& m) {
-  double sum = 0;
-  for (const float v : m.values) sum += static_cast<double>(v) * static_cast<double>(v);
-  return sum;
-}
-
 double OutputEnergy(const Matrix& m, const Matrix& hessian, int threads) {
   double sum = 0;
   for (const double row : QuadraticForm(m, hessian.row(0), m.cols, threads)) sum += row;
@@ -76,20 +70,25 @@ std::string StoredBytes(const StoredVector& vector) {
   return {reinterpret_cast<const char*>(stored.bytes(0).data()), stored.bytes(0).size()};
 }
 
+absl::StatusOr<Matrix> LoadRows(const WeightView& weight, const std::string& module, int64_t first,
+                                int64_t count, int threads) {
+  Matrix rows = DequantizeRows(weight, first, count, threads);
+  for (int64_t n = 0; n < rows.rows; ++n) {
+    for (int64_t k = 0; k < rows.cols; ++k) {
+      if (std::isfinite(rows.at(n, k))) continue;
+      return absl::InvalidArgumentError(Cat("weight of ", module, " at [", first + n, ", ", k,
+                                            "] is ", std::isnan(rows.at(n, k)) ? "NaN" : "infinite",
+                                            "; every weight must be finite"));
+    }
+  }
+  return rows;
+}
+
 absl::StatusOr<Matrix> LoadWeight(const WeightSource& source, const std::string& module,
                                   int threads) {
   absl::StatusOr<WeightView> view = source.Weight(module);
   if (!view.ok()) return view.status();
-  Matrix weight = Dequantize(*view, threads);
-  for (int64_t n = 0; n < weight.rows; ++n) {
-    for (int64_t k = 0; k < weight.cols; ++k) {
-      if (std::isfinite(weight.at(n, k))) continue;
-      return absl::InvalidArgumentError(Cat("weight of ", module, " at [", n, ", ", k, "] is ",
-                                            std::isnan(weight.at(n, k)) ? "NaN" : "infinite",
-                                            "; every weight must be finite"));
-    }
-  }
-  return weight;
+  return LoadRows(*view, module, 0, view->rows, threads);
 }
 
 absl::StatusOr<RoundedModule> RoundModule(const std::string& module, Rounder rounder,

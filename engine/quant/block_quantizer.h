@@ -44,7 +44,10 @@ struct QuantizedBlock {
   std::vector<ModuleError> errors;                 // in the order of the forward pass
 };
 
-// A module's weight as f32, every value finite; InvalidArgument naming the module otherwise.
+// A module's weight as f32, every value finite; InvalidArgument naming the module otherwise. Of its
+// rows [first, first + count), or of all of them.
+absl::StatusOr<Matrix> LoadRows(const WeightView& weight, const std::string& module, int64_t first,
+                                int64_t count, int threads);
 absl::StatusOr<Matrix> LoadWeight(const WeightSource& source, const std::string& module,
                                   int threads);
 

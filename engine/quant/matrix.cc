@@ -153,6 +153,12 @@ void MultiplyAdd(float sign, const float* a, int64_t lda, const float* b, int64_
   run(sign, a, lda, b, ldb, m, k, n, c, ldc);
 }
 
+double SquaredSum(const Matrix& m) {
+  double sum = 0;
+  for (const float v : m.values) sum += static_cast<double>(v) * static_cast<double>(v);
+  return sum;
+}
+
 Matrix ScaleColumns(const Matrix& m, const std::vector<float>& factors, int threads) {
   Matrix result(m.rows, m.cols);
   ParallelFor(threads, m.rows, [&](int64_t i) {

@@ -39,6 +39,9 @@ void ParallelFor(int threads, int64_t count, const std::function<void(int64_t)>&
 void MultiplyAdd(float sign, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t m,
                  int64_t k, int64_t n, float* c, int64_t ldc);
 
+// The sum of the squares of all elements, in double.
+double SquaredSum(const Matrix& m);
+
 // Every column j multiplied by factors[j].
 Matrix ScaleColumns(const Matrix& m, const std::vector<float>& factors, int threads);
 

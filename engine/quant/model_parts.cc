@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/quant/model_parts.h"
 
+#include <algorithm>
 #include <cmath>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
+#include "engine/artifact/safetensors_writer.h"
 #include "engine/base/cat.h"
 
 namespace nibble {
@@ -94,42 +98,106 @@ absl::Status CheckModules(const Recipe& recipe, const DecoderConfig& config,
   return absl::OkStatus();
 }
 
-absl::StatusOr<ModelParts> QuantizeParts(const Recipe& recipe, const DecoderConfig& config,
-                                         const Checkpoint& source, int threads) {
+namespace {
+
+// Rounds the weight stored as `stored` by the scheme of `module`.
+absl::StatusOr<RoundedModule> RoundPart(const PartsProblem& problem, const char* module,
+                                        const char* stored) {
+  const Recipe& recipe = *problem.recipe;
   const Rounder rounder = recipe.rounder == Rounder::kRtn ? Rounder::kRtn : Rounder::kMse;
-  std::vector<ModuleError> errors;
-  auto round = [&](const char* module, const char* stored) -> absl::StatusOr<QuantizedWeight> {
-    absl::StatusOr<Matrix> weight = LoadWeight(source, stored, threads);
-    if (!weight.ok()) return weight.status();
-    source.Release(stored);
+  const Scheme& scheme = *FindScheme(SchemeFor(recipe, module));
+  absl::StatusOr<WeightView> view = problem.source->Weight(stored);
+  if (!view.ok()) return view.status();
+  RoundedModule whole{QuantizedWeight(scheme, view->rows, view->cols),
+                      ModuleError{module, std::string(scheme.name), 0, false}};
+  const int64_t step =
+      std::max<int64_t>(1, problem.slice_values / view->cols / kRowsOfWord) * kRowsOfWord;
+  double error = 0;
+  double energy = 0;
+  for (int64_t first = 0; first < view->rows; first += step) {
+    if (absl::Status status = problem.keep_going(); !status.ok()) return status;
+    const int64_t count = std::min(step, view->rows - first);
+    absl::StatusOr<Matrix> rows = LoadRows(*view, stored, first, count, problem.threads);
+    if (!rows.ok()) return rows.status();
     absl::StatusOr<RoundedModule> rounded = RoundModule(
-        module, rounder,
-        {&*weight, FindScheme(SchemeFor(recipe, module)), nullptr, nullptr, &recipe.gptq, threads});
+        module, rounder, {&*rows, &scheme, nullptr, nullptr, &recipe.gptq, problem.threads});
     if (!rounded.ok()) return rounded.status();
-    errors.push_back(std::move(rounded->error));
-    return std::move(rounded->weight);
-  };
-  absl::StatusOr<QuantizedWeight> embedding = round(kEmbedding, kEmbedding);
-  if (!embedding.ok()) return embedding.status();
-  ModelParts parts{*std::move(embedding), std::nullopt, {}, {}};
-  if (!config.tied_head || SchemeFor(recipe, kHead) != SchemeFor(recipe, kEmbedding)) {
-    absl::StatusOr<QuantizedWeight> head = round(kHead, config.tied_head ? kEmbedding : kHead);
-    if (!head.ok()) return head.status();
-    parts.head.emplace(*std::move(head));
+    whole.weight.SetRows(first, rounded->weight);
+    const double slice = SquaredSum(*rows);
+    error += rounded->error.relative_error * slice;
+    energy += slice;
   }
-  absl::StatusOr<std::vector<float>> norm = source.Vector(kNorm);
-  if (!norm.ok()) return norm.status();
-  for (const float value : *norm) {
+  problem.source->Release(stored);
+  whole.error.relative_error = energy > 0 ? error / energy : 0.0;
+  return whole;
+}
+
+absl::StatusOr<StoredPart> Store(const RoundedModule& part, FileSystem& fs, std::string path) {
+  const QuantizedWeight& weight = part.weight;
+  StoredPart stored{{part.error.module, &weight.scheme(), weight.rows(), weight.cols()},
+                    part.error,
+                    std::move(path)};
+  const std::vector<SafetensorsEntry> entries = WeightEntries(stored.module);
+  absl::StatusOr<std::unique_ptr<SafetensorsWriter>> writer =
+      SafetensorsWriter::Create(fs, stored.path, entries);
+  if (!writer.ok()) return writer.status();
+  for (size_t i = 0; i < entries.size(); ++i) {
+    const std::vector<uint8_t>& bytes = weight.bytes(static_cast<int>(i));
+    absl::Status status = (*writer)->Append(
+        entries[i].name, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+    if (!status.ok()) return status;
+  }
+  if (absl::StatusOr<WrittenFile> written = (*writer)->Finish(); !written.ok()) {
+    return written.status();
+  }
+  return stored;
+}
+
+absl::StatusOr<StoredVector> LoadNorm(const Checkpoint& source) {
+  absl::StatusOr<std::vector<float>> values = source.Vector(kNorm);
+  if (!values.ok()) return values.status();
+  for (const float value : *values) {
     if (!std::isfinite(value)) {
       return absl::InvalidArgumentError(
           Cat(kNorm, " holds a value that is not finite; every weight must be finite"));
     }
   }
-  parts.norm.values = *std::move(norm);
+  StoredVector norm;
+  norm.values = *std::move(values);
   for (const TensorInfo& tensor : source.tensors()) {
-    if (tensor.name == kNorm) parts.norm.dtype = tensor.dtype;
+    if (tensor.name == kNorm) norm.dtype = tensor.dtype;
   }
-  parts.errors = std::move(errors);
+  return norm;
+}
+
+}  // namespace
+
+absl::StatusOr<ModelParts> QuantizeParts(const PartsProblem& problem, FileSystem& fs,
+                                         const std::string& directory) {
+  if (absl::Status status = fs.CreateDirectory(directory); !status.ok()) return status;
+  ModelParts parts;
+  {
+    const absl::StatusOr<RoundedModule> embedding = RoundPart(problem, kEmbedding, kEmbedding);
+    if (!embedding.ok()) return embedding.status();
+    if (absl::Status status = problem.on_embedding(embedding->weight.view()); !status.ok()) {
+      return status;
+    }
+    absl::StatusOr<StoredPart> stored =
+        Store(*embedding, fs, Cat(directory, "/embedding.safetensors"));
+    if (!stored.ok()) return stored.status();
+    parts.embedding = *std::move(stored);
+  }
+  const bool tied = problem.config->tied_head;
+  if (!tied || SchemeFor(*problem.recipe, kHead) != SchemeFor(*problem.recipe, kEmbedding)) {
+    const absl::StatusOr<RoundedModule> head = RoundPart(problem, kHead, tied ? kEmbedding : kHead);
+    if (!head.ok()) return head.status();
+    absl::StatusOr<StoredPart> stored = Store(*head, fs, Cat(directory, "/head.safetensors"));
+    if (!stored.ok()) return stored.status();
+    parts.head = *std::move(stored);
+  }
+  absl::StatusOr<StoredVector> norm = LoadNorm(*problem.source);
+  if (!norm.ok()) return norm.status();
+  parts.norm = *std::move(norm);
   return parts;
 }
 

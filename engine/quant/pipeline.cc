@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/quant/pipeline.h"
 
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -18,6 +16,7 @@
 #include "engine/artifact/sha256.h"
 #include "engine/artifact/source_files.h"
 #include "engine/base/cat.h"
+#include "engine/base/peak_memory.h"
 #include "engine/eval/documents.h"
 #include "engine/model/activation_store.h"
 #include "engine/model/blockwise_forward.h"
@@ -60,12 +59,6 @@ class Clock {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-int64_t PeakMemoryBytes() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return int64_t{usage.ru_maxrss} * 1024;
-}
-
 absl::Status CheckInt(const char* field, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return absl::OkStatus();
   return absl::InvalidArgumentError(
@@ -78,6 +71,7 @@ absl::Status ValidateSpec(const PipelineSpec& spec) {
        {CheckInt("calibration_samples", spec.calibration_samples, 1, 4096),
         CheckInt("calibration_length", spec.calibration_length, 16, 32768),
         CheckInt("eval_max_tokens", spec.eval_max_tokens, 0, 1 << 30),
+        CheckInt("threads", spec.threads, 0, 256),
         CheckInt("activation_budget_bytes", spec.activation_budget_bytes, 0, int64_t{1} << 50)}) {
     if (!status.ok()) return status;
   }
@@ -159,6 +153,7 @@ class Attempt {
  private:
   absl::Status Open();
   absl::Status OpenLedger();
+  absl::Status StartCalibration();
   absl::Status QuantizeBlocks();
   absl::Status QuantizeBlock(BlockQuantizer& quantizer, int32_t layer);
   absl::Status Evaluate(const std::string& artifact_dir);
@@ -179,7 +174,7 @@ class Attempt {
   const std::string& checkpoint_dir_;
   JobHost& host_;
 
-  const int threads_ = AvailableThreads();
+  const int threads_ = spec_.threads > 0 ? spec_.threads : AvailableThreads();
   Clock clock_;
   std::unique_ptr<Checkpoint> source_;
   DecoderConfig config_;
@@ -187,7 +182,7 @@ class Attempt {
   std::vector<Document> evaluation_;
   std::vector<Document> samples_;
   std::string samples_digest_;
-  std::optional<ModelParts> parts_;  // embedding, head and final norm, once quantized
+  ModelParts parts_;  // once quantized
   std::unique_ptr<BlockLedger> ledger_;
   std::unique_ptr<BlockwiseForward> calibration_;
   std::unique_ptr<ActivationStore> quantized_;  // the stream of the quantized prefix
@@ -320,42 +315,46 @@ absl::Status Attempt::QuantizeBlock(BlockQuantizer& quantizer, int32_t layer) {
   return absl::OkStatus();
 }
 
-absl::Status Attempt::QuantizeBlocks() {
-  absl::StatusOr<ModelParts> parts = QuantizeParts(spec_.recipe, config_, *source_, threads_);
-  if (!parts.ok()) return parts.status();
-  parts_.emplace(*std::move(parts));
-  const int32_t first = ledger_->blocks_done();
-  if (first == config_.layers) return absl::OkStatus();
-
-  if (!samples_.empty()) {
-    Progress("calibrate", kDigestShare, "preparing calibration samples");
-    absl::StatusOr<std::unique_ptr<BlockwiseForward>> calibration = BlockwiseForward::Make(
-        backend_, config_, std::move(samples_),
-        {.kv = FindKvFormat(spec_.recipe.kv_format), .context = 0, .keep_going = KeepGoing()});
-    if (!calibration.ok()) return calibration.status();
-    calibration_ = *std::move(calibration);
-    const int64_t rows = calibration_->rows();
-    const bool spill = 2 * rows * config_.hidden * static_cast<int64_t>(sizeof(float)) >
-                       spec_.activation_budget_bytes;
-    for (std::unique_ptr<ActivationStore>* stream : {&quantized_, &plain_}) {
-      absl::StatusOr<std::unique_ptr<ActivationStore>> store =
-          ActivationStore::Make(rows, config_.hidden, spill, work_dir_);
-      if (!store.ok()) return store.status();
-      *stream = *std::move(store);
-    }
-    if (first > 0) {
-      absl::Status status = ledger_->Restore(*quantized_, *plain_);
-      if (!status.ok()) return status;
-    } else {
-      absl::StatusOr<WeightView> table = source_->Weight("model.embed_tokens");
-      if (!table.ok()) return table.status();
-      absl::Status status = calibration_->Embed(parts_->embedding.view(), *quantized_);
-      if (!status.ok()) return status;
-      status = calibration_->Embed(*table, *plain_);
-      if (!status.ok()) return status;
-      source_->Release("model.embed_tokens");
-    }
+// The streams before the first block that is to be computed; of the quantized model's only after
+// its embedding was rounded.
+absl::Status Attempt::StartCalibration() {
+  Progress("calibrate", kDigestShare, "preparing calibration samples");
+  absl::StatusOr<std::unique_ptr<BlockwiseForward>> calibration = BlockwiseForward::Make(
+      backend_, config_, std::move(samples_),
+      {.kv = FindKvFormat(spec_.recipe.kv_format), .context = 0, .keep_going = KeepGoing()});
+  if (!calibration.ok()) return calibration.status();
+  calibration_ = *std::move(calibration);
+  const int64_t rows = calibration_->rows();
+  const bool spill = 2 * rows * config_.hidden * static_cast<int64_t>(sizeof(float)) >
+                     spec_.activation_budget_bytes;
+  for (std::unique_ptr<ActivationStore>* stream : {&quantized_, &plain_}) {
+    absl::StatusOr<std::unique_ptr<ActivationStore>> store =
+        ActivationStore::Make(rows, config_.hidden, spill, work_dir_);
+    if (!store.ok()) return store.status();
+    *stream = *std::move(store);
   }
+  if (ledger_->blocks_done() > 0) return ledger_->Restore(*quantized_, *plain_);
+  absl::StatusOr<WeightView> table = source_->Weight("model.embed_tokens");
+  if (!table.ok()) return table.status();
+  absl::Status status = calibration_->Embed(*table, *plain_);
+  source_->Release("model.embed_tokens");
+  return status;
+}
+
+absl::Status Attempt::QuantizeBlocks() {
+  const int32_t first = ledger_->blocks_done();
+  if (!samples_.empty() && first < config_.layers) {
+    if (absl::Status status = StartCalibration(); !status.ok()) return status;
+  }
+  const auto embed = [&](const WeightView& table) {
+    return calibration_ != nullptr && first == 0 ? calibration_->Embed(table, *quantized_)
+                                                 : absl::OkStatus();
+  };
+  absl::StatusOr<ModelParts> parts =
+      QuantizeParts({&spec_.recipe, &config_, source_.get(), threads_, KeepGoing(), embed}, fs_,
+                    Cat(work_dir_, "/parts"));
+  if (!parts.ok()) return parts.status();
+  parts_ = *std::move(parts);
 
   int32_t layer = first;
   BlockQuantizer::Context context;
@@ -409,6 +408,7 @@ absl::Status Attempt::Evaluate(const std::string& artifact_dir) {
 }
 
 absl::StatusOr<PipelineResult> Attempt::Run() {
+  ResetPeakMemory();  // the process may have run other jobs
   if (absl::Status status = Open(); !status.ok()) return status;
   if (absl::Status status = OpenLedger(); !status.ok()) return status;
   if (absl::Status status = QuantizeBlocks(); !status.ok()) return status;
@@ -417,9 +417,8 @@ absl::StatusOr<PipelineResult> Attempt::Run() {
   Progress("write", kDigestShare + kQuantizeShare, "writing the artifact");
   const std::string directory = Cat(work_dir_, "/artifact");
   absl::StatusOr<ArtifactSummary> artifact =
-      Assemble({&spec_, &config_, &*parts_, ledger_.get()}, fs_, directory, host_, report_);
+      Assemble({&spec_, &config_, &parts_, ledger_.get()}, fs_, directory, host_, report_);
   if (!artifact.ok()) return artifact.status();
-  parts_.reset();
   report_.seconds["write"] = clock_.Lap();
   if (!evaluation_.empty()) {
     if (absl::Status status = Evaluate(directory); !status.ok()) return status;

@@ -46,6 +46,8 @@ struct PipelineSpec {
   Gate gate;
   int64_t activation_budget_bytes = int64_t{1}
                                     << 30;  // live activations above it are spilled to work_dir
+  int threads = 0;  // of the algorithms (the backend has its own), 0..256; 0 = one for each CPU
+                    // that this process may run on. No result depends on it.
 };
 
 // What finished blocks were made from and on. Only blocks of one basis go on from each other.

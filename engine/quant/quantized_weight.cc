@@ -110,11 +110,27 @@ void QuantizedWeight::SetRow(int64_t n, const int8_t* codes) {
   }
 }
 
+void QuantizedWeight::SetRows(int64_t first, const QuantizedWeight& rows) {
+  NIBBLE_CHECK(rows.scheme_ == scheme_ && rows.cols_ == cols_ && first % kRowsOfWord == 0 &&
+               first >= 0 && rows.rows_ <= rows_ - first);
+  const StoredTensorList before = StoredTensors(*scheme_, first, cols_);
+  for (int i = 0; i < tensors_.count; ++i) {
+    const auto part = static_cast<size_t>(i);
+    if (tensors_.items[part].part == Part::kShape) continue;
+    const std::vector<uint8_t>& bytes = rows.bytes_[part];
+    std::copy(bytes.begin(), bytes.end(), bytes_[part].begin() + before.items[part].bytes());
+  }
+}
+
 Matrix Dequantize(const WeightView& view, int threads) {
-  Matrix result(view.rows, view.cols);
-  ParallelFor(threads, view.rows, [&](int64_t n) {
+  return DequantizeRows(view, 0, view.rows, threads);
+}
+
+Matrix DequantizeRows(const WeightView& view, int64_t first, int64_t count, int threads) {
+  Matrix result(count, view.cols);
+  ParallelFor(threads, count, [&](int64_t n) {
     float* row = result.row(n);
-    for (int64_t k = 0; k < view.cols; ++k) row[k] = ReadWeight(view, n, k);
+    for (int64_t k = 0; k < view.cols; ++k) row[k] = ReadWeight(view, first + n, k);
   });
   return result;
 }

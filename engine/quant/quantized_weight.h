@@ -22,6 +22,9 @@ struct GroupScales {
       : rows(r), groups(g), scale(static_cast<size_t>(r * g)), zero(static_cast<size_t>(r * g)) {}
 };
 
+// Zero points of so many rows fill whole words, whatever their bits.
+inline constexpr int64_t kRowsOfWord = 32;
+
 // Owns the tensors that StoredTensors(scheme, rows, cols) lists. Moving keeps views valid.
 class QuantizedWeight {
  public:
@@ -43,6 +46,9 @@ class QuantizedWeight {
   // Stores row n's signed codes (cols); once per row. Different rows may be set by different
   // threads.
   void SetRow(int64_t n, const int8_t* codes);
+  // Rows [first, first + rows.rows()) become those of `rows`, of the same scheme and columns;
+  // `first` is a multiple of kRowsOfWord.
+  void SetRows(int64_t first, const QuantizedWeight& rows);
 
  private:
   uint8_t* PartData(Part part);
@@ -54,8 +60,10 @@ class QuantizedWeight {
   std::array<std::vector<uint8_t>, kMaxStoredTensors> bytes_;
 };
 
-// The float value of every weight of a view, as ReadWeight gives it.
+// The float value of every weight of a view, as ReadWeight gives it; of `count` rows from `first`
+// on.
 Matrix Dequantize(const WeightView& view, int threads);
+Matrix DequantizeRows(const WeightView& view, int64_t first, int64_t count, int threads);
 
 // What `count` weights that share one scale become: out[i] = DecodeInt(EncodeInt(w[i])), and the
 // codes themselves where `codes` is not null. The same bits as kernels/codec.h, for spans.

@@ -27,7 +27,8 @@ void ShowEvent(const v1::JobEvent& event, ProgressBar& bar) {
     return;
   }
   const bool waits = event.state() == v1::Job::QUEUED;
-  const std::string& pause = event.job().pause_reason();
+  const std::string& pause =
+      event.kind() == v1::JobEvent::STATE_CHANGED ? event.message() : event.job().pause_reason();
   std::string note = progress.message();
   if (waits) note = pause.empty() ? "waiting for a worker" : "paused: " + pause;
   const std::optional<double> eta =

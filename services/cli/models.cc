@@ -253,7 +253,11 @@ absl::Status Unload(const Options& options) {
   v1::UnloadModelResponse response;
   NIBBLE_RETURN_IF_ERROR(
       session.Call(*session.generation, &Generation::UnloadModel, request, &response));
-  if (!options.json) std::printf("%s is unloaded\n", options.name.c_str());
+  if (options.json) {
+    PrintJson({{"name", options.name}});
+  } else {
+    std::printf("%s is unloaded\n", options.name.c_str());
+  }
   return absl::OkStatus();
 }
 
@@ -276,7 +280,11 @@ absl::Status Remove(const Options& options) {
     return absl::InvalidArgumentError(
         absl::StrCat(name, " is served; `nibble models unload` ends that"));
   }
-  if (!options.json) std::printf("%s is removed\n", name.c_str());
+  if (options.json) {
+    PrintJson({{"name", name}});
+  } else {
+    std::printf("%s is removed\n", name.c_str());
+  }
   return absl::OkStatus();
 }
 
@@ -315,7 +323,9 @@ RunVerb AddModels(CLI::App& command) {
       sub->add_option(verb.argument, o.target, "directory or file")->required();
       sub->add_option("--name", o.as, "id of the model to be (default: drawn by the server)");
     } else if (verb.argument != nullptr) {
-      sub->add_option(verb.argument, o.name, "artifacts/<id>, models/<id>, or the id alone")
+      sub->add_option(verb.argument, o.name,
+                      verb.run == Unload ? "servedModels/<id>, or the id alone"
+                                         : "artifacts/<id>, models/<id>, or the id alone")
           ->required();
     }
     if (verb.run == Load) {

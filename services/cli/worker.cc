@@ -64,9 +64,9 @@ int Run(const Options& options) {
   leases.worker_lives = WorkerLives;
   const std::unique_ptr<JobStore> jobs = MakeSqliteJobStore(**database, clock, leases);
   const std::unique_ptr<ResourceStore> resources = MakeSqliteResourceStore(**database, clock);
-  const Pipeline pipeline = [&backend](const PipelineSpec& spec, FileSystem& fs,
-                                       const std::string& work_dir,
-                                       const std::string& checkpoint_dir, JobHost& host) {
+  const Pipeline pipeline = [&](PipelineSpec spec, FileSystem& fs, const std::string& work_dir,
+                                const std::string& checkpoint_dir, JobHost& host) {
+    spec.threads = options.threads;
     return RunPipeline(spec, **backend, fs, work_dir, checkpoint_dir, host);
   };
   LogInfo("worker_ready", {{"identity", worker.identity}, {"backend", (*backend)->Description()}});

@@ -25,7 +25,7 @@ void WatchLifeline(int fd, std::atomic<bool>& drain, std::chrono::milliseconds g
 
 void BecomeBackgroundProcess() {
   constexpr int kNice = 10;
-  if (::setpriority(PRIO_PROCESS, 0, kNice) != 0) return;
+  static_cast<void>(::setpriority(PRIO_PROCESS, 0, kNice));
   std::ofstream("/proc/self/oom_score_adj") << 900;
 }
 

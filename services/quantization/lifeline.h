@@ -10,8 +10,8 @@ namespace nibble {
 // however it did) `drain` is set; after `grace` the process exits.
 void WatchLifeline(int fd, std::atomic<bool>& drain, std::chrono::milliseconds grace);
 
-// Makes this process give way: lowest CPU priority that still runs, first choice of the kernel when
-// memory runs out. What is not permitted is left as it is.
+// Makes this process give way: a lower CPU priority than the service's, first choice of the kernel
+// when memory runs out. What is not permitted is left as it is.
 void BecomeBackgroundProcess();
 
 }  // namespace nibble

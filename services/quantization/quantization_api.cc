@@ -278,7 +278,8 @@ absl::Status QuantizationApi::UseText(const Caller& caller, const v1::TextSource
 
 absl::Status QuantizationApi::CheckDisk(const v1::JobSpec& spec, const Use& source,
                                         bool calibrates) {
-  // Checkpoints and the artifact are each at most as large as the source; of the live activations
+  // Checkpoints and the artifact are each at most as large as a source of 16-bit weights; one that
+  // is packed tighter may need more, and then the full disk pauses the job. Of the live activations
   // (two f32 streams) up to three sets are kept.
   int64_t need = 2 * source.bytes;
   if (calibrates) {

@@ -6,6 +6,7 @@
 
 #include "engine/base/cat.h"
 #include "services/quantization/sqlite_artifacts.h"
+#include "services/quantization/sqlite_job_endings.h"
 #include "services/quantization/sqlite_job_history.h"
 #include "services/quantization/sqlite_job_intake.h"
 #include "services/quantization/sqlite_job_rows.h"
@@ -21,6 +22,7 @@ class SqliteJobStore : public JobStore {
         clock_(clock),
         options_(std::move(options)),
         history_(database, clock),
+        endings_(database, clock, history_, options_.worker_lives),
         intake_(database, clock, history_),
         artifacts_(database, clock) {}
 
@@ -81,7 +83,7 @@ class SqliteJobStore : public JobStore {
           db_.Run("UPDATE jobs SET cancel_requested = 1 WHERE id = ?", id).status());
       NIBBLE_RETURN_IF_ERROR(history_.AddEvent(id, JobEventKind::kCancelRequested));
       if (job.state == JobState::kQueued)
-        return End(id, JobState::kCancelled, JobReason::kNone, "");
+        return endings_.EndJob(id, JobState::kCancelled, JobReason::kNone, "");
       return absl::OkStatus();
     }));
     return GetJob(id);
@@ -149,7 +151,7 @@ class SqliteJobStore : public JobStore {
                JobState::kQueued, JobState::kRunning, clock_.Now()));
     if (candidates == 0) return leased;
     NIBBLE_RETURN_IF_ERROR(db_.Write([&]() -> absl::Status {
-      NIBBLE_RETURN_IF_ERROR(RequeueExpired().status());
+      NIBBLE_RETURN_IF_ERROR(endings_.RequeueExpired().status());
       const absl::Time now = clock_.Now();
       std::string id;
       // `not_before` is at most an hour away unless the clock was set back since.
@@ -328,7 +330,7 @@ class SqliteJobStore : public JobStore {
   absl::Status FinishPublish(const Lease& lease) override {
     return db_.Write([&]() -> absl::Status {
       NIBBLE_RETURN_IF_ERROR(Stands(artifacts_.Add(lease), lease));
-      return End(lease.job, JobState::kSucceeded, JobReason::kNone, "");
+      return endings_.EndJob(lease.job, JobState::kSucceeded, JobReason::kNone, "");
     });
   }
 
@@ -338,7 +340,7 @@ class SqliteJobStore : public JobStore {
       NIBBLE_RETURN_IF_ERROR(FindRunning(lease).status());
       NIBBLE_RETURN_IF_ERROR(
           db_.Run("UPDATE jobs SET report = ? WHERE id = ?", report, lease.job).status());
-      return End(lease.job, JobState::kFailed, reason, message);
+      return endings_.EndJob(lease.job, JobState::kFailed, reason, message);
     });
   }
 
@@ -351,7 +353,7 @@ class SqliteJobStore : public JobStore {
                       lease.job, lease.attempt));
       NIBBLE_RETURN_IF_ERROR(Stands(standing, lease));
       NIBBLE_ASSIGN_OR_RETURN(const JobRecord job, FindJob(db_, lease.job));
-      return EndAttemptOf(job, end, message, delay);
+      return endings_.EndAttempt(job, end, message, delay);
     });
   }
 
@@ -365,7 +367,7 @@ class SqliteJobStore : public JobStore {
                JobState::kRunning, clock_.Now()));
     if (expired == 0) return count;
     NIBBLE_RETURN_IF_ERROR(db_.Write([&]() -> absl::Status {
-      NIBBLE_ASSIGN_OR_RETURN(count, RequeueExpired());
+      NIBBLE_ASSIGN_OR_RETURN(count, endings_.RequeueExpired());
       return absl::OkStatus();
     }));
     return count;
@@ -382,7 +384,7 @@ class SqliteJobStore : public JobStore {
           static_cast<int64_t>(prefix.size()), prefix));
       for (const JobRecord& job : jobs) {
         NIBBLE_RETURN_IF_ERROR(
-            EndAttemptOf(job, AttemptEnd::kCrashed, message, absl::ZeroDuration()));
+            endings_.EndAttempt(job, AttemptEnd::kCrashed, message, absl::ZeroDuration()));
       }
       count = static_cast<int>(jobs.size());
       return absl::OkStatus();
@@ -500,68 +502,11 @@ class SqliteJobStore : public JobStore {
     return db_.Integer("SELECT cancel_requested FROM jobs WHERE id = ?", lease.job);
   }
 
-  absl::StatusOr<int> RequeueExpired() {
-    const absl::Time now = clock_.Now();
-    std::vector<JobRecord> jobs;
-    NIBBLE_RETURN_IF_ERROR(db_.Each(
-        "SELECT " NIBBLE_JOB_COLUMNS " FROM jobs WHERE state = ? AND lease_expiry <= ?",
-        [&](Query& row) { ReadJob(row, jobs.emplace_back()); }, JobState::kRunning, now));
-    for (const JobRecord& job : jobs) {
-      const bool lives = options_.worker_lives(job.worker);
-      NIBBLE_RETURN_IF_ERROR(EndAttemptOf(
-          job, lives ? AttemptEnd::kLeaseLost : AttemptEnd::kCrashed,
-          lives ? "the worker did not renew its lease in time" : "the worker process died",
-          absl::ZeroDuration()));
-    }
-    return static_cast<int>(jobs.size());
-  }
-
-  absl::Status EndAttemptOf(const JobRecord& job, AttemptEnd end, const std::string& message,
-                            absl::Duration delay) {
-    const bool counts = end == AttemptEnd::kCrashed || end == AttemptEnd::kFailed;
-    const absl::Time now = clock_.Now();
-    NIBBLE_RETURN_IF_ERROR(db_.Run("UPDATE jobs SET idle_attempts = MAX(0, idle_attempts - ?), "
-                                   "leases_lost = leases_lost + ?, message = ? WHERE id = ?",
-                                   int64_t{counts ? 0 : 1},
-                                   int64_t{end == AttemptEnd::kLeaseLost ? 1 : 0},
-                                   CutText(message, kMaxLogLineBytes), job.id)
-                               .status());
-    NIBBLE_RETURN_IF_ERROR(history_.AddEvent(job.id, JobEventKind::kAttemptEnded, end, message));
-    if (job.cancel_requested) return End(job.id, JobState::kCancelled, JobReason::kNone, "");
-    if (counts && job.idle_attempts >= kMaxIdleAttempts) {
-      return End(job.id, JobState::kFailed, JobReason::kAttemptsExhausted,
-                 Cat(job.idle_attempts,
-                     " consecutive attempts finished no new block; the last error: ", message));
-    }
-    NIBBLE_RETURN_IF_ERROR(
-        db_.Run("UPDATE jobs SET state = ?, worker = '', lease_expiry = 0, not_before = ?, "
-                "queued_time = ?, staged = '', artifact_digest = '', pause_reason = ? WHERE id = ?",
-                JobState::kQueued, now + delay, now,
-                end == AttemptEnd::kPaused ? std::string_view(message) : std::string_view(), job.id)
-            .status());
-    NIBBLE_RETURN_IF_ERROR(history_.AddEvent(job.id, JobEventKind::kStateChanged));
-    return history_.TrimEvents(job.id);
-  }
-
-  absl::Status End(const std::string& id, JobState state, JobReason reason,
-                   const std::string& message) {
-    NIBBLE_RETURN_IF_ERROR(
-        db_.Run("UPDATE jobs SET state = ?, reason = ?, message = ?, worker = '', "
-                "lease_expiry = 0, pause_reason = '', staged = '', end_time = ? WHERE id = ?",
-                state, reason, CutText(message, kMaxLogLineBytes), clock_.Now(), id)
-            .status());
-    if (state == JobState::kSucceeded) {
-      NIBBLE_RETURN_IF_ERROR(db_.Run("UPDATE jobs SET fraction = 1 WHERE id = ?", id).status());
-    }
-    // Checkpoints of an ended job are nobody's: the sweeper may take the files.
-    NIBBLE_RETURN_IF_ERROR(db_.Run("DELETE FROM checkpoints WHERE job = ?", id).status());
-    return history_.AddEvent(id, JobEventKind::kStateChanged, AttemptEnd::kNone, message);
-  }
-
   SqliteDatabase& db_;
   const Clock& clock_;
   const LeaseOptions options_;
   SqliteJobHistory history_;
+  SqliteJobEndings endings_;
   SqliteJobIntake intake_;
   SqliteArtifacts artifacts_;
 };

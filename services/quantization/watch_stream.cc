@@ -126,7 +126,9 @@ class WatchJobStream : public grpc::ServerWriteReactor<v1::JobEvent>,
       v1::JobEvent event = ToProto(record);
       sequence_ = record.sequence;
       if (record.kind == JobEventKind::kStateChanged && IsTerminal(record.state)) {
-        *event.mutable_job() = ToProto(job, c.clock.Now());
+        // `job` may be older than its events.
+        NIBBLE_ASSIGN_OR_RETURN(const JobRecord ended, c.jobs.GetJob(job.id));
+        *event.mutable_job() = ToProto(ended, c.clock.Now());
       }
       if (record.kind == JobEventKind::kProgress && record.sequence == job.sequence) {
         *event.mutable_progress() = ToProto(job, c.clock.Now()).progress();  // with its estimate

@@ -220,8 +220,9 @@ absl::Status Worker::EndForNow(const JobRecord& job, const absl::Status& error,
   const bool full = IsDiskFull(error);
   if (full) {
     // What this attempt wrote and no checkpoint names is not needed for going on.
-    fs_.RemoveTree(absl::StrCat(options_.layout.Attempt(job.id, job.attempt), "/artifact"))
-        .IgnoreError();
+    const std::string attempt = options_.layout.Attempt(job.id, job.attempt);
+    fs_.RemoveTree(attempt + "/artifact").IgnoreError();
+    fs_.RemoveTree(attempt + "/parts").IgnoreError();
   }
   return Persist(keeper, [&] {
     return jobs_.EndAttempt({job.id, job.attempt}, full ? AttemptEnd::kPaused : AttemptEnd::kFailed,

@@ -39,18 +39,39 @@ service Health {
 }
 """
 
+REFLECTION_PROTO = """
+syntax = "proto3";
+package grpc.reflection.v1alpha;
+message ServerReflectionRequest {
+  oneof message_request { string file_containing_symbol = 4; string list_services = 7; }
+}
+message FileDescriptorResponse { repeated bytes file_descriptor_proto = 1; }
+message ServiceResponse { string name = 1; }
+message ListServiceResponse { repeated ServiceResponse service = 1; }
+message ServerReflectionResponse {
+  oneof message_response {
+    FileDescriptorResponse file_descriptor_response = 4;
+    ListServiceResponse list_services_response = 6;
+  }
+}
+service ServerReflection {
+  rpc ServerReflectionInfo(stream ServerReflectionRequest) returns (stream ServerReflectionResponse);
+}
+"""
+
 _generated = tempfile.TemporaryDirectory(prefix="nibble-protos-")
 
 
 def _generate():
-    """Compiles the contract (and the health check's, which every gRPC server shares) to Python."""
+    """Compiles the contract (and those of health and reflection, which gRPC servers share) to Python."""
     out = pathlib.Path(_generated.name)
     (out / "health.proto").write_text(HEALTH_PROTO)
+    (out / "reflection.proto").write_text(REFLECTION_PROTO)
     well_known = pathlib.Path(protoc.__file__).parent / "_proto"
     sources = [str(p.relative_to(ROOT / "proto")) for p in (ROOT / "proto").rglob("*.proto")]
     arguments = ["protoc", f"-I{ROOT / 'proto'}", f"-I{out}", f"-I{well_known}",
                  f"--python_out={out}", f"--grpc_python_out={out}"]
-    if protoc.main(arguments + sources + ["health.proto"]) != 0:
+    if protoc.main(arguments + sources + ["health.proto", "reflection.proto"]) != 0:
         raise RuntimeError("the protos do not compile")
     sys.path.insert(0, str(out))
 
@@ -58,8 +79,12 @@ def _generate():
 _generate()
 from nibble.v1 import generation_pb2 as pb  # noqa: E402
 from nibble.v1 import generation_pb2_grpc as pb_grpc  # noqa: E402
+from nibble.v1 import quantization_pb2 as quantization_pb  # noqa: E402
+from nibble.v1 import quantization_pb2_grpc as quantization_pb_grpc  # noqa: E402
 import health_pb2  # noqa: E402
 import health_pb2_grpc  # noqa: E402
+import reflection_pb2  # noqa: E402
+import reflection_pb2_grpc  # noqa: E402
 
 
 class Server:
@@ -83,6 +108,7 @@ class Server:
         self.metrics_url = re.search(r"metrics=(\S+)", line).group(1)
         self.channel = channel(self.address) if channel else grpc.insecure_channel(self.address)
         self.stub = pb_grpc.GenerationServiceStub(self.channel)
+        self.quantization = quantization_pb_grpc.QuantizationServiceStub(self.channel)
 
     def stderr(self):
         self.log.seek(0)

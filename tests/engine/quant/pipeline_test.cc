@@ -62,9 +62,10 @@ class PipelineTest : public ::testing::Test {
   }
 
   // One attempt with a work directory of its own.
-  absl::StatusOr<PipelineResult> Attempt(const PipelineSpec& spec, TestHost& host,
+  absl::StatusOr<PipelineResult> Attempt(PipelineSpec spec, TestHost& host,
                                          FileSystem& fs = PosixFileSystem(), int threads = 1,
                                          const std::string& tier = "") {
+    spec.threads = threads;
     auto backend = MakeCpuBackend({threads, tier});
     EXPECT_TRUE(backend.ok()) << backend.status();
     const std::string job = dir_.File("job");

@@ -91,14 +91,14 @@ class JobWatchTest : public ::testing::Test {
 };
 
 TEST_F(JobWatchTest, EventsBecomePlainLines) {
-  v1::JobEvent queued = Event(v1::JobEvent::SNAPSHOT, v1::Job::QUEUED, 1);
+  const v1::JobEvent queued = Event(v1::JobEvent::SNAPSHOT, v1::Job::QUEUED, 1);
   v1::JobEvent timed = Progress("quantize", 0.5, 3);
   timed.mutable_progress()->set_eta_seconds(65);
   v1::JobEvent died = Event(v1::JobEvent::ATTEMPT_ENDED, v1::Job::RUNNING, 4);
   died.set_attempt(1);
   died.set_message("the worker was killed by signal 9");
   v1::JobEvent paused = Event(v1::JobEvent::STATE_CHANGED, v1::Job::QUEUED, 5);
-  paused.mutable_job()->set_pause_reason("no space left");
+  paused.set_message("no space left");
   jobs_.scripts = {
       {{queued, Progress("digest", 0.01, 2), timed, died, paused, End(v1::Job::SUCCEEDED, 6)}}};
   const absl::StatusOr<v1::Job> job = Watch(WatchOutput::kProgress);
@@ -110,6 +110,14 @@ TEST_F(JobWatchTest, EventsBecomePlainLines) {
                                  "quantize:  50 %, 1m 05s left, block 1/2\n"
                                  "attempt 1 ended: the worker was killed by signal 9\n"
                                  "queued:   0 %, paused: no space left\n"));
+}
+
+TEST_F(JobWatchTest, AJobThatIsPausedAlreadySaysWhy) {
+  v1::JobEvent paused = Event(v1::JobEvent::SNAPSHOT, v1::Job::QUEUED, 1);
+  paused.mutable_job()->set_pause_reason("no space left");
+  jobs_.scripts = {{{paused, End(v1::Job::SUCCEEDED, 2)}}};
+  ASSERT_TRUE(Watch(WatchOutput::kProgress).ok());
+  EXPECT_THAT(stderr_, HasSubstr("queued:   0 %, paused: no space left\n"));
 }
 
 TEST_F(JobWatchTest, AScriptGetsALineOfJsonForEachEvent) {

@@ -467,6 +467,9 @@ TEST_F(JobStoreTest, APausedJobSaysWhyAndRunsLater) {
           .ok());
   EXPECT_EQ(Get("a").state, JobState::kQueued);
   EXPECT_EQ(Get("a").pause_reason, "disk is full: 3 MB free");
+  const JobEventRecord event = store_->ListEvents("a", 0, 100)->back();
+  EXPECT_EQ(event.kind, JobEventKind::kStateChanged);
+  EXPECT_EQ(event.message, "disk is full: 3 MB free");
   clock_.Advance(absl::Seconds(59));
   EXPECT_TRUE(NothingToLease());
   clock_.Advance(absl::Seconds(1));

@@ -199,6 +199,26 @@ TEST_F(WorkerTest, NothingIsLeftBehindAfterTheSweep) {
       << "it outlives its job";
 }
 
+TEST_F(WorkerTest, TheSweepLeavesWhatALiveLeaseAndCheckpointsNeed) {
+  const std::string reference = Reference();
+  Create("a");
+  fake_.fails_after = 2;
+  ASSERT_TRUE(RunOne());
+  const std::string left_over = layout_.Attempt("a", 1) + "/left-over";
+  const std::string in_use = layout_.Attempt("a", 2) + "/in-use";
+  WriteFile(left_over, "nobody's");
+  fake_.fails_after = -1;
+  before_pipeline_ = [&] {
+    WriteFile(in_use, "the attempt's");
+    ASSERT_TRUE(SweepNow().ok());
+  };
+  ASSERT_TRUE(RunOne());
+  EXPECT_EQ(ReadFile(left_over), "");
+  EXPECT_EQ(ReadFile(in_use), "the attempt's");
+  EXPECT_EQ(CountBlocks("a"), kBlocks) << "the first attempt's blocks were there";
+  EXPECT_EQ(Get("a").artifact_digest, reference);
+}
+
 TEST_F(WorkerTest, AFailedGateKeepsTheReportAndPublishesNothing) {
   fake_.gate_passed = false;
   Create("a");
