@@ -68,6 +68,17 @@ class Rules(unittest.TestCase):
         for field in ("severity: ", "summary: ", "description: "):
             self.assertEqual(text.count(field), alerts, field)
 
+    def test_a_histogram_goes_to_vllms_name_part_by_part(self):
+        text = (PROMETHEUS_DIR / "vllm-names.yml").read_text()
+        parts = re.findall(r"record: (vllm:\S+)_(bucket|sum|count)\n\s+expr: (nibble_\w+)_(bucket|sum|count)\b", text)
+        self.assertEqual(len(parts), len(re.findall(r"record: \S+_(?:bucket|sum|count)\n", text)))
+        sources = {}
+        for theirs, part, ours, from_part in parts:
+            self.assertEqual(part, from_part, theirs)
+            sources.setdefault((theirs, ours), []).append(part)
+        for names, found in sources.items():
+            self.assertEqual(found, ["bucket", "sum", "count"], names)
+
     def test_every_metric_that_rules_and_dashboards_name_is_in_the_catalogue(self):
         catalogue = (ROOT / "services" / "common" / "metrics_catalogue.cc").read_text()
         known = set(re.findall(r'"(nibble_[a-z0-9_]+)"', catalogue))
