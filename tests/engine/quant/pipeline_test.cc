@@ -156,6 +156,7 @@ TEST_F(PipelineTest, AnUnquantizedSchemeKeepsTheModel) {
   spec.recipe.scheme = "bf16";
   spec.eval_path = dir_.File("heldout.jsonl");
   const PipelineResult result = Undisturbed(spec);
+  EXPECT_EQ(result.report["bits_per_weight"].get<double>(), 16);
   EXPECT_EQ(result.report["evaluation"]["exact"]["kl"].get<double>(), 0.0);
   EXPECT_EQ(result.report["evaluation"]["exact"]["same_top"].get<double>(), 1.0);
   EXPECT_EQ(result.report["evaluation"]["exact"]["perplexity"],
