@@ -90,7 +90,8 @@ constexpr MetricRow kCatalogue[] = {
      "Choices (n) of accepted requests.", {kModel, kEngine}, buckets::kTokens},
     // ---- Quantization
     {Metric::kJobs, "nibble_jobs", kGauge,
-     "Jobs in the store by state and recipe (a built-in's name or custom).", {"state", "recipe"}, {}},
+     "Jobs in the store by state (queued, running, publishing, succeeded, failed, cancelled) and recipe (a built-in's "
+     "name or custom).", {"state", "recipe"}, {}},
     {Metric::kJobsFinished, "nibble_jobs_finished_total", kCounter,
      "Jobs that ended, by final state and recipe.", {"state", "recipe"}, {}},
     {Metric::kJobQueueWait, "nibble_job_queue_wait_seconds", kHistogram,

@@ -81,7 +81,9 @@ class ServedModel::Observer : public EngineObserver {
       metrics_.Touch(id, {name_, kEngine});
     }
     metrics_.Add(Metric::kRequestsAccepted, {name_, kEngine}, 0);
-    metrics_.Add(Metric::kRequestsRejected, {name_, kEngine, "queue_full"}, 0);
+    for (const char* reason : {"queue_full", "unavailable"}) {
+      metrics_.Add(Metric::kRequestsRejected, {name_, kEngine, reason}, 0);
+    }
   }
 
   // What the trial before the model serves does is not a user's doing.
