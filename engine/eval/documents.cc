@@ -135,28 +135,34 @@ absl::StatusOr<std::vector<Document>> ReadDocuments(const std::string& path,
   return documents;
 }
 
-absl::StatusOr<std::vector<Document>> CalibrationSamples(const std::vector<Document>& documents,
-                                                         const Tokenizer& tokenizer,
-                                                         int32_t samples, int32_t length) {
+absl::StatusOr<Calibration> CalibrationSamples(const std::vector<Document>& documents,
+                                               const Tokenizer& tokenizer, int32_t samples,
+                                               int32_t length) {
   const bool bos = tokenizer.add_bos() && tokenizer.bos_id().has_value();
-  std::vector<Document> result;
+  Calibration result;
   Document sample;
   auto begin_sample = [&] {
     sample.clear();
     if (bos) sample.push_back(*tokenizer.bos_id());
   };
   begin_sample();
-  for (const Document& document : documents) {
+  for (size_t d = 0; d < documents.size(); ++d) {
+    const Document& document = documents[d];
     for (size_t i = bos && !document.empty() && document[0] == *tokenizer.bos_id() ? 1 : 0;
          i < document.size(); ++i) {
       sample.push_back(document[i]);
       if (static_cast<int32_t>(sample.size()) < length) continue;
-      result.push_back(sample);
-      if (static_cast<int32_t>(result.size()) == samples) return result;
+      result.samples.push_back(sample);
       begin_sample();
+      if (static_cast<int32_t>(result.samples.size()) < samples) continue;
+      sample.insert(sample.end(), document.begin() + static_cast<ptrdiff_t>(i) + 1, document.end());
+      if (i + 1 < document.size()) result.rest.push_back(sample);
+      result.rest.insert(result.rest.end(), documents.begin() + static_cast<ptrdiff_t>(d) + 1,
+                         documents.end());
+      return result;
     }
   }
-  if (result.empty()) {
+  if (result.samples.empty()) {
     return absl::InvalidArgumentError(
         Cat("the calibration text has ", sample.size(), " tokens; one sample needs ", length));
   }

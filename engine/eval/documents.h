@@ -21,11 +21,16 @@ absl::StatusOr<std::vector<Document>> ReadDocuments(const std::string& path,
                                                     const Tokenizer& tokenizer,
                                                     int64_t max_bytes = int64_t{1} << 30);
 
+struct Calibration {
+  std::vector<Document> samples;
+  std::vector<Document> rest;  // the text behind the last sample; a document that was cut goes on
+};
+
 // Cuts documents into calibration samples of `length` tokens: documents are joined in order of the
 // file where they are shorter than a sample, every sample starts with one BOS, and the first
 // `samples` of them are taken. InvalidArgument if there is less text than one sample.
-absl::StatusOr<std::vector<Document>> CalibrationSamples(const std::vector<Document>& documents,
-                                                         const Tokenizer& tokenizer,
-                                                         int32_t samples, int32_t length);
+absl::StatusOr<Calibration> CalibrationSamples(const std::vector<Document>& documents,
+                                               const Tokenizer& tokenizer, int32_t samples,
+                                               int32_t length);
 
 }  // namespace nibble

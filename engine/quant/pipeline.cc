@@ -65,6 +65,10 @@ absl::Status CheckInt(const char* field, int64_t value, int64_t low, int64_t hig
       Cat(field, " is ", value, "; it must be between ", low, " and ", high));
 }
 
+bool IsGated(const Gate& gate) {
+  return gate.max_perplexity_ratio > 0 || gate.max_kl > 0 || gate.min_same_top > 0;
+}
+
 absl::Status ValidateSpec(const PipelineSpec& spec) {
   if (absl::Status status = Validate(spec.recipe); !status.ok()) return status;
   for (const absl::Status& status :
@@ -75,9 +79,7 @@ absl::Status ValidateSpec(const PipelineSpec& spec) {
         CheckInt("activation_budget_bytes", spec.activation_budget_bytes, 0, int64_t{1} << 50)}) {
     if (!status.ok()) return status;
   }
-  const Gate& gate = spec.gate;
-  const bool gated = gate.max_perplexity_ratio > 0 || gate.max_kl > 0 || gate.min_same_top > 0;
-  if (gated && spec.eval_path.empty()) {
+  if (IsGated(spec.gate) && spec.eval_path.empty() && spec.calibration_path.empty()) {
     return absl::InvalidArgumentError(
         "gate: needs evaluation text to be decided on; eval_path is empty");
   }
@@ -216,20 +218,20 @@ absl::Status Attempt::Open() {
   }
 
   const bool calibrated = spec_.recipe.needs_calibration();
-  if (calibrated || !spec_.eval_path.empty()) {
+  const std::string& eval_path = spec_.eval_path.empty() ? spec_.calibration_path : spec_.eval_path;
+  if (!eval_path.empty()) {
     absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer = OpenTokenizer(spec_.model_path);
     if (!tokenizer.ok()) return tokenizer.status();
     tokenizer_ = *std::move(tokenizer);
   }
-  if (!spec_.eval_path.empty()) {
-    absl::StatusOr<std::vector<Document>> documents = ReadDocuments(spec_.eval_path, *tokenizer_);
+  if (!eval_path.empty()) {
+    absl::StatusOr<std::vector<Document>> documents = ReadDocuments(eval_path, *tokenizer_);
     if (!documents.ok()) return documents.status();
     evaluation_ = *std::move(documents);
-    if (absl::Status status = CheckTokens(evaluation_, config_.vocab, spec_.eval_path);
-        !status.ok()) {
+    if (absl::Status status = CheckTokens(evaluation_, config_.vocab, eval_path); !status.ok()) {
       return status;
     }
-    absl::StatusOr<std::string> file = Sha256OfFile(spec_.eval_path);
+    absl::StatusOr<std::string> file = Sha256OfFile(eval_path);
     if (!file.ok()) return file.status();
     report_.evaluation_digest = *file;
   }
@@ -242,10 +244,11 @@ absl::Status Attempt::Open() {
     absl::StatusOr<std::vector<Document>> documents =
         ReadDocuments(spec_.calibration_path, *tokenizer_);
     if (!documents.ok()) return documents.status();
-    absl::StatusOr<std::vector<Document>> samples = CalibrationSamples(
+    absl::StatusOr<Calibration> calibration = CalibrationSamples(
         *documents, *tokenizer_, spec_.calibration_samples, spec_.calibration_length);
-    if (!samples.ok()) return samples.status();
-    samples_ = *std::move(samples);
+    if (!calibration.ok()) return calibration.status();
+    samples_ = std::move(calibration->samples);
+    if (spec_.eval_path.empty()) evaluation_ = std::move(calibration->rest);
     if (absl::Status status = CheckTokens(samples_, config_.vocab, spec_.calibration_path);
         !status.ok()) {
       return status;
@@ -261,6 +264,17 @@ absl::Status Attempt::Open() {
       report_.calibration_tokens += length;
     }
     samples_digest_ = sum.FinishHex();
+  }
+  if (spec_.eval_path.empty()) {
+    // A lone token predicts nothing.
+    std::erase_if(evaluation_, [](const Document& document) { return document.size() < 2; });
+    if (evaluation_.empty()) report_.evaluation_digest.clear();
+    if (evaluation_.empty() && IsGated(spec_.gate)) {
+      return absl::InvalidArgumentError(
+          Cat("gate: there is no text to decide on: the ", samples_.size(),
+              " calibration samples take all of ", spec_.calibration_path,
+              "; name a held-out text (evaluation), or fewer samples"));
+    }
   }
   report_.seconds["digest"] = clock_.Lap();
   return absl::OkStatus();

@@ -40,8 +40,8 @@ struct PipelineSpec {
   int32_t calibration_samples = 128;  // 1..4096
   int32_t calibration_length =
       512;  // tokens of a sample, BOS included; 16..32768, at most the model's context
-  std::string eval_path;  // held-out text for report and gate; "" = no evaluation (then there must
-                          // be no gate)
+  std::string eval_path;  // held-out text for report and gate; "" = the text that the calibration
+                          // samples leave over. Without any there is no evaluation, nor a gate
   int32_t eval_max_tokens = 16384;
   Gate gate;
   int64_t activation_budget_bytes = int64_t{1}

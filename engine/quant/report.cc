@@ -80,7 +80,10 @@ QualityScore ScoreOf(const Evaluation& evaluation) {
           evaluation.predictions()};
 }
 
-double Report::bits_per_weight() const { return Ratio(quantized_bytes, quantized_weights); }
+double Report::bits_per_weight() const {
+  return quantized_weights > 0 ? Ratio(quantized_bytes, quantized_weights)
+                               : total_bits_per_weight();
+}
 double Report::total_bits_per_weight() const { return Ratio(total_bytes, total_weights); }
 
 Json Report::ToJson() const {

@@ -43,6 +43,7 @@ class EngineObserver {
     FinishReason reason = FinishReason::kNone;  // the worst over the choices
     Usage usage;
     Timings timings;
+    int32_t longest = 0;  // tokens of its longest choice
   };
   virtual void OnFirstToken(const Timings& /*so_far*/) {}  // queue, prefill, time_to_first_token
   virtual void OnInterToken(double /*seconds*/) {}         // between two tokens of one choice

@@ -363,7 +363,11 @@ void EngineLoop::Close(ServedRequest& request, const absl::Status& why) {
   } else if (request.started) {
     timings.prefill = Seconds(now - request.started_at);
   }
-  observer_->OnFinished({request.worst, end.usage, end.timings});
+  int32_t longest = 0;
+  for (const ServedRequest::Part& part : request.parts) {
+    longest = std::max(longest, part.choice->generated());
+  }
+  observer_->OnFinished({request.worst, end.usage, end.timings, longest});
   request.stream->Close(std::move(end));
   const auto found = requests_.find(request.id);
   departed_.push_back(std::move(found->second));

@@ -284,7 +284,10 @@ absl::StatusOr<std::string> Synthetic(const Options& options) {
     directory = (temporary / Cat("nibble-bench-", getpid())).string();
   }
   if (std::filesystem::exists(directory + "/nibble.json")) return directory;
-  if (absl::Status status = WriteSynthetic(spec, directory); !status.ok()) return status;
+  if (absl::Status status = WriteSynthetic(spec, directory); !status.ok()) {
+    if (options.keep.empty()) PosixFileSystem().RemoveTree(directory).IgnoreError();
+    return status;
+  }
   return directory;
 }
 

@@ -180,7 +180,9 @@ RunVerb AddQuantize(CLI::App& command) {
                      "calibrationSets/<id>, or a path on the server");
   command.add_option("--samples", o.samples, "calibration samples, 1..4096")->capture_default_str();
   command.add_option("--length", o.length, "tokens of a sample, 16..32768")->capture_default_str();
-  command.add_option("--eval", o.eval, "held-out text for report and gate, as --calibration");
+  command.add_option("--eval", o.eval,
+                     "held-out text for report and gate, as --calibration (default: what its "
+                     "samples leave over)");
   command.add_option("--eval-tokens", o.eval_tokens, "most tokens evaluated")
       ->capture_default_str();
   command.add_option("--gate", o.gate,

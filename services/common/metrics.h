@@ -73,6 +73,7 @@ enum class Metric : uint8_t {
   kLastStepAge,
   kTimeToFirstToken,
   kInterTokenLatency,
+  kTimePerOutputToken,
   kRequestLatency,
   kQueueTime,
   kPrefillTime,
@@ -84,7 +85,9 @@ enum class Metric : uint8_t {
   // Generation: shape of the requests.
   kRequestPromptTokens,
   kRequestGeneratedTokens,
+  kRequestLongestChoice,
   kRequestMaxTokens,
+  kRequestChoices,
   // Quantization.
   kJobs,
   kJobsFinished,

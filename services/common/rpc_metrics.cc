@@ -1,17 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "services/common/rpc_metrics.h"
 
+#include <google/protobuf/descriptor.h>
+
+#include <algorithm>
 #include <chrono>
 #include <string>
 #include <string_view>
 #include <utility>
 
 #include "absl/status/status.h"
+#include "engine/base/cat.h"
 
 namespace nibble {
 namespace {
 
 using grpc::experimental::InterceptionHookPoints;
+
+constexpr std::string_view kHealth = "grpc.health.v1.Health";  // grpc++ answers it without protobuf
+
+// Whether this program has such a method. A caller may name any other.
+bool IsKnown(std::string_view service, std::string_view method) {
+  if (service == kHealth) return method == "Check" || method == "Watch";
+  return google::protobuf::DescriptorPool::generated_pool()->FindMethodByName(
+             Cat(service, ".", method)) != nullptr;
+}
 
 // One RPC. It is destroyed when the RPC is over, whatever way it went.
 class RpcObserver : public grpc::experimental::Interceptor {
@@ -52,10 +65,12 @@ class Factory : public grpc::experimental::ServerInterceptorFactoryInterface {
       grpc::experimental::ServerRpcInfo* info) override {
     std::string_view path = info->method();  // "/package.Service/Method"
     if (path.starts_with('/')) path.remove_prefix(1);
-    const size_t slash = path.find('/');
-    if (slash == path.npos) return nullptr;
-    return new RpcObserver(metrics_, std::string(path.substr(0, slash)),
-                           std::string(path.substr(slash + 1)));
+    const size_t slash = std::min(path.find('/'), path.size());
+    const std::string_view service = path.substr(0, slash);
+    const std::string_view method = path.substr(std::min(slash + 1, path.size()));
+    // A caller's word must not become a label.
+    if (!IsKnown(service, method)) return new RpcObserver(metrics_, "unknown", "unknown");
+    return new RpcObserver(metrics_, std::string(service), std::string(method));
   }
 
  private:

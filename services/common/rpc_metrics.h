@@ -9,7 +9,8 @@
 
 namespace nibble {
 
-// Counts and times every RPC of a listener. `metrics` must outlive the listener.
+// Counts and times every RPC of a listener; those of methods that it does not have together, as
+// method "unknown" of service "unknown". `metrics` must outlive the listener.
 std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> MakeRpcMetrics(
     Metrics& metrics);
 

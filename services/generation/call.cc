@@ -71,6 +71,7 @@ void Call::Submit(const Prepare& prepare) {
   request->deadline = deadline_;
   prompt_ = request->prompt;
   const int32_t max_tokens = request->sampling.max_tokens;
+  const int32_t choices = request->sampling.n;
   // The engine's thread must never hold the last reference to a call, and so to a model.
   stream_->OnReady([weak = weak_from_this(), delivery = &context_.delivery] {
     delivery->Run([weak] {
@@ -83,7 +84,7 @@ void Call::Submit(const Prepare& prepare) {
     Refuse(handle.status(), RetryAfter(handle.status()));
     return;
   }
-  model->CountAccepted(static_cast<int64_t>(prompt_.size()), max_tokens);
+  model->CountAccepted(static_cast<int64_t>(prompt_.size()), max_tokens, choices);
   {
     std::lock_guard lock(mutex_);
     handle_ = *handle;

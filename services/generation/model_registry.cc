@@ -134,8 +134,10 @@ void ModelRegistry::FinishLoad(const std::string& name,
       answer = result.status();
     }
   }
-  const char* outcome = answer.ok() ? "ok" : "failed";
-  metrics_.Add(Metric::kModelLoads, {name, "0", outcome});
+  const std::string_view outcome = answer.ok() ? "ok" : "failed";
+  for (const std::string_view each : {"ok", "failed"}) {  // a rate over nothing is 0, not absent
+    metrics_.Add(Metric::kModelLoads, {name, "0", each}, each == outcome ? 1 : 0);
+  }
   if (answer.ok()) {
     metrics_.Observe(Metric::kModelLoadSeconds, {name, "0"}, answer->facts.load_seconds);
     health_(name, true);

@@ -71,15 +71,19 @@ class ServedModel::Observer : public EngineObserver {
       metrics_.Add(Metric::kRequestsFinished,
                    {name_, kEngine, FinishReasonName(static_cast<FinishReason>(i))}, 0);
     }
-    for (Metric id : {Metric::kTimeToFirstToken, Metric::kInterTokenLatency,
-                      Metric::kRequestLatency, Metric::kQueueTime, Metric::kPrefillTime,
-                      Metric::kDecodeTime, Metric::kInferenceTime, Metric::kCancelToFree,
-                      Metric::kStepSeconds, Metric::kIterationTokens, Metric::kRequestPromptTokens,
-                      Metric::kRequestGeneratedTokens, Metric::kRequestMaxTokens}) {
+    for (Metric id :
+         {Metric::kTimeToFirstToken, Metric::kInterTokenLatency, Metric::kRequestLatency,
+          Metric::kQueueTime, Metric::kPrefillTime, Metric::kDecodeTime, Metric::kInferenceTime,
+          Metric::kCancelToFree, Metric::kStepSeconds, Metric::kIterationTokens,
+          Metric::kRequestPromptTokens, Metric::kRequestGeneratedTokens,
+          Metric::kRequestLongestChoice, Metric::kRequestMaxTokens, Metric::kRequestChoices,
+          Metric::kTimePerOutputToken}) {
       metrics_.Touch(id, {name_, kEngine});
     }
     metrics_.Add(Metric::kRequestsAccepted, {name_, kEngine}, 0);
-    metrics_.Add(Metric::kRequestsRejected, {name_, kEngine, "queue_full"}, 0);
+    for (const char* reason : {"queue_full", "unavailable"}) {
+      metrics_.Add(Metric::kRequestsRejected, {name_, kEngine, reason}, 0);
+    }
   }
 
   // What the trial before the model serves does is not a user's doing.
@@ -98,10 +102,14 @@ class ServedModel::Observer : public EngineObserver {
     if (!enabled_) return;
     metrics_.Add(Metric::kRequestsFinished, {name_, kEngine, FinishReasonName(request.reason)});
     Observe(Metric::kRequestGeneratedTokens, request.usage.completion_tokens);
+    Observe(Metric::kRequestLongestChoice, request.longest);
     if (request.reason == FinishReason::kStop || request.reason == FinishReason::kLength) {
       Observe(Metric::kRequestLatency, request.timings.total);
       Observe(Metric::kDecodeTime, request.timings.decode);
       Observe(Metric::kInferenceTime, request.timings.prefill + request.timings.decode);
+      if (request.longest > 1) {
+        Observe(Metric::kTimePerOutputToken, request.timings.decode / (request.longest - 1));
+      }
     }
   }
   void OnStep(double seconds, int32_t tokens) override {
@@ -286,11 +294,12 @@ absl::Status ServedModel::health() const {
   return absl::OkStatus();
 }
 
-void ServedModel::CountAccepted(int64_t prompt_tokens, int32_t max_tokens) {
+void ServedModel::CountAccepted(int64_t prompt_tokens, int32_t max_tokens, int32_t choices) {
   metrics_.Add(Metric::kRequestsAccepted, {name_, Observer::kEngine});
   metrics_.Observe(Metric::kRequestPromptTokens, {name_, Observer::kEngine},
                    static_cast<double>(prompt_tokens));
   metrics_.Observe(Metric::kRequestMaxTokens, {name_, Observer::kEngine}, max_tokens);
+  metrics_.Observe(Metric::kRequestChoices, {name_, Observer::kEngine}, choices);
 }
 
 void ServedModel::Export(bool on) {

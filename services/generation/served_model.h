@@ -77,7 +77,7 @@ class ServedModel {
   absl::Status health() const;
 
   // Counts a request: every accepted one ends up in exactly one outcome.
-  void CountAccepted(int64_t prompt_tokens, int32_t max_tokens);
+  void CountAccepted(int64_t prompt_tokens, int32_t max_tokens, int32_t choices);
 
   // Whether gauges and counters of the engine are exported, under the model's name. One model of a
   // name at a time.

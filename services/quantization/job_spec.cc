@@ -142,8 +142,10 @@ absl::StatusOr<v1::JobSpec> CompleteJobSpec(const v1::JobSpec& spec) {
   NIBBLE_RETURN_IF_ERROR(CheckGate(spec.gate()));
   const bool gated = spec.gate().has_max_perplexity_ratio() || spec.gate().has_max_kl() ||
                      spec.gate().has_min_same_top();
-  if (gated && !spec.has_evaluation()) {
-    return absl::InvalidArgumentError("spec.gate: a gate needs spec.evaluation, the held-out text");
+  if (gated && !spec.has_evaluation() && !spec.has_calibration()) {
+    return absl::InvalidArgumentError(
+        "spec.gate: a gate needs text to decide on: spec.evaluation, or what the samples of "
+        "spec.calibration leave over");
   }
 
   NIBBLE_ASSIGN_OR_RETURN(const Recipe recipe, RecipeOf(complete));

@@ -651,6 +651,10 @@ class CommandLine(WithServer):
             bench = json.loads(ran.stdout)
             self.assertEqual([row["batch"] for row in bench["decode"]], [1, 2])
             self.assertGreater(bench["prefill_tokens_per_s"], 0)
+            self.assertEqual((bench["scheme"], bench["kv"], bench["mode"]), ("int4-g128", "bf16", "fast"))
+            if b"__asan_init" not in live_server.NIBBLE.read_bytes():  # it takes memory of its own
+                self.assertLessEqual(bench["resident_bytes"],
+                                     bench["artifact_bytes"] + bench["kv_bytes"] + 150e6)
             text = pathlib.Path(directory) / "text.txt"
             text.write_text("Some text to predict.")
             evaluated = json.loads(self.nibble("eval", "--model", artifact, "--text", str(text),

@@ -47,6 +47,18 @@ def named_series():
     return names
 
 
+def selected_values():
+    """(series, label, value) for every value that a rule, an alert or a dashboard selects series by."""
+    texts = [(PROMETHEUS_DIR / file).read_text() for file in RULES]
+    for file in (ROOT / "deploy" / "grafana").glob("*.json"):
+        texts += [target["expr"] for panel in json.loads(file.read_text())["panels"] for target in panel["targets"]]
+    found = set()
+    for name, selectors in re.findall(r"\b(nibble[:_][a-z0-9_:]+)\{([^}]*)\}", "\n".join(texts)):
+        for label, values in re.findall(r'(\w+)=~?"([^"$]+)"', selectors):
+            found.update((name, label, value) for value in values.split("|"))
+    return found
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -67,6 +79,17 @@ class Rules(unittest.TestCase):
         self.assertGreater(alerts, 10)
         for field in ("severity: ", "summary: ", "description: "):
             self.assertEqual(text.count(field), alerts, field)
+
+    def test_a_histogram_goes_to_vllms_name_part_by_part(self):
+        text = (PROMETHEUS_DIR / "vllm-names.yml").read_text()
+        parts = re.findall(r"record: (vllm:\S+)_(bucket|sum|count)\n\s+expr: (nibble_\w+)_(bucket|sum|count)\b", text)
+        self.assertEqual(len(parts), len(re.findall(r"record: \S+_(?:bucket|sum|count)\n", text)))
+        sources = {}
+        for theirs, part, ours, from_part in parts:
+            self.assertEqual(part, from_part, theirs)
+            sources.setdefault((theirs, ours), []).append(part)
+        for names, found in sources.items():
+            self.assertEqual(found, ["bucket", "sum", "count"], names)
 
     def test_every_metric_that_rules_and_dashboards_name_is_in_the_catalogue(self):
         catalogue = (ROOT / "services" / "common" / "metrics_catalogue.cc").read_text()
@@ -137,6 +160,26 @@ class LiveServer(unittest.TestCase):
                      "--spread", "0.5", "--abort-fraction", "0.2", "--json"],
                     check=True, capture_output=True, text=True).stdout
                 self.assertGreater(json.loads(load)["outcomes"]["OK/length"], 20)
+
+                for name, labels, wanted in (
+                        ("nibble_jobs", {"state": "succeeded", "recipe": "gptq"}, 1),
+                        ("nibble_jobs_finished_total", {"state": "succeeded", "recipe": "gptq"}, 1),
+                        ("nibble_job_attempts_total", {"recipe": "gptq"}, 1),
+                        ("nibble_job_queue_wait_seconds_count", {}, 1),
+                        ("nibble_block_seconds_count", {"recipe": "gptq"}, 8),
+                        ("nibble_calibration_tokens_total", {"recipe": "gptq"}, 8 * 128),
+                        ("nibble_artifact_kl_nats_count", {"recipe": "gptq"}, 1),
+                        ("nibble_artifact_perplexity_ratio_count", {"recipe": "gptq"}, 1),
+                        ("nibble_leases_lost_total", {}, 0),
+                        ("nibble_worker_restarts_total", {}, 0)):
+                    self.assertTrue(eventually(lambda: server.metric(name, **labels) == wanted), name)
+                self.assertGreater(server.metric("nibble_artifact_bytes"), 5e6)
+                self.assertAlmostEqual(
+                    server.metric("nibble_artifact_bits_per_weight", recipe="gptq"), 4.126, delta=0.01)
+
+                for name, label, value in selected_values():
+                    self.assertTrue(eventually(lambda: prometheus.query(f'{name}{{{label}="{value}"}}')),
+                                    f"no {name} has {label}={value}")
 
                 missing = lambda: sorted(n for n in named_series() if not prometheus.query(n))
                 eventually(lambda: not missing(), 30)

@@ -94,10 +94,20 @@ TEST_F(Documents, CalibrationSamplesHaveOneBosEachAndTheAskedLength) {
   const std::vector<Document> documents = {{1, 10, 11, 12}, {1, 13, 14, 15, 16, 17, 18}, {1, 19}};
   auto samples = CalibrationSamples(documents, *tokenizer_, 10, 4);
   ASSERT_TRUE(samples.ok()) << samples.status();
-  EXPECT_EQ(*samples, (std::vector<Document>{{1, 10, 11, 12}, {1, 13, 14, 15}, {1, 16, 17, 18}}));
-  EXPECT_EQ(CalibrationSamples(documents, *tokenizer_, 2, 4)->size(), 2u);
+  EXPECT_EQ(samples->samples,
+            (std::vector<Document>{{1, 10, 11, 12}, {1, 13, 14, 15}, {1, 16, 17, 18}}));
+  EXPECT_TRUE(samples->rest.empty()) << "a token that is too few for a sample";
   EXPECT_EQ(CalibrationSamples(documents, *tokenizer_, 1, 64).status().code(),
             absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(Documents, WhatCalibrationSamplesLeaveOverHasNoTokenOfTheirs) {
+  const std::vector<Document> documents = {{1, 10, 11, 12}, {1, 13, 14, 15, 16, 17, 18}, {1, 19}};
+  const Calibration cut = *CalibrationSamples(documents, *tokenizer_, 2, 4);
+  EXPECT_EQ(cut.samples, (std::vector<Document>{{1, 10, 11, 12}, {1, 13, 14, 15}}));
+  EXPECT_EQ(cut.rest, (std::vector<Document>{{1, 16, 17, 18}, {1, 19}}));
+  EXPECT_EQ(CalibrationSamples(documents, *tokenizer_, 1, 4)->rest,
+            (std::vector<Document>{documents[1], documents[2]}));
 }
 
 }  // namespace

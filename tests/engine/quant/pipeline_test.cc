@@ -157,6 +157,7 @@ TEST_F(PipelineTest, AnUnquantizedSchemeKeepsTheModel) {
   spec.recipe.scheme = "bf16";
   spec.eval_path = dir_.File("heldout.jsonl");
   const PipelineResult result = Undisturbed(spec);
+  EXPECT_EQ(result.report["bits_per_weight"].get<double>(), 16);
   EXPECT_EQ(result.report["evaluation"]["exact"]["kl"].get<double>(), 0.0);
   EXPECT_EQ(result.report["evaluation"]["exact"]["same_top"].get<double>(), 1.0);
   EXPECT_EQ(result.report["evaluation"]["exact"]["perplexity"],
@@ -200,6 +201,22 @@ TEST_F(PipelineTest, TheGateHoldsBothModesAgainstItsBoundsAndKeepsTheReport) {
   spec.gate.max_kl = 5;
   spec.gate.min_same_top = 0.1;
   EXPECT_TRUE(Undisturbed(spec).gate_passed);
+}
+
+TEST_F(PipelineTest, WithoutAHeldOutTextItIsJudgedByWhatTheSamplesLeaveOver) {
+  PipelineSpec spec = Spec("gptq");
+  spec.calibration_samples = 5;  // of 8 texts of 31 tokens, each a sample
+  spec.gate.max_kl = 5;
+  PipelineResult result = Undisturbed(spec);
+  EXPECT_TRUE(result.gate_passed);
+  EXPECT_EQ(result.report["evaluation"]["exact"]["predictions"].get<int>(), 3 * 31);
+  spec.calibration_samples = 8;
+  EXPECT_THAT(ErrorOf(spec, absl::StatusCode::kInvalidArgument),
+              AllOf(HasSubstr("gate"), HasSubstr("8 calibration samples take all")));
+  spec.gate = {};
+  EXPECT_FALSE(Undisturbed(spec).report.contains("evaluation"));
+  spec.recipe = Spec("rtn").recipe;  // takes no samples
+  EXPECT_EQ(Undisturbed(spec).report["evaluation"]["exact"]["predictions"].get<int>(), 8 * 31);
 }
 
 TEST_F(PipelineTest, StringsInTheReportPageAreEscaped) {
@@ -438,6 +455,7 @@ TEST_F(PipelineTest, WrongSpecsNameTheField) {
   spec.calibration_length = 4096;  // the model's context is 2048
   EXPECT_THAT(ErrorOf(spec, absl::StatusCode::kInvalidArgument), HasSubstr("between 16 and 2048"));
   spec = Spec("rtn");
+  spec.calibration_path = "";
   spec.gate.max_kl = 0.1;
   EXPECT_THAT(ErrorOf(spec, absl::StatusCode::kInvalidArgument), HasSubstr("eval_path"));
   spec = Spec("rtn");

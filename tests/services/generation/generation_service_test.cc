@@ -3,6 +3,8 @@
 #include "services/generation/generation_service.h"
 
 #include <gmock/gmock.h>
+#include <google/protobuf/empty.pb.h>
+#include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
@@ -116,11 +118,35 @@ TEST_F(GenerationServiceTest, EveryAcceptedRequestIsCountedOnceAmongTheOutcomes)
       R"(nibble_requests_rejected_total{model_name="demo",engine="0",reason="invalid"} 1)"));
   EXPECT_TRUE(
       Exports(R"(nibble_time_to_first_token_seconds_count{model_name="demo",engine="0"} 3)"));
+  EXPECT_TRUE(
+      Exports(R"(nibble_time_per_output_token_seconds_count{model_name="demo",engine="0"} 3)"));
+  EXPECT_TRUE(
+      Exports(R"(nibble_request_longest_choice_tokens_sum{model_name="demo",engine="0"} 12)"));
+  EXPECT_TRUE(Exports(R"(nibble_request_choices_sum{model_name="demo",engine="0"} 3)"));
   // The engine's own counters are a snapshot of the end of a step.
   EXPECT_TRUE(Eventually([&] {
     return Exports(R"(nibble_generated_tokens_total{model_name="demo",engine="0"} 12)") &&
            Exports(R"(nibble_steps_total{model_name="demo",engine="0"} 12)");
   }));
+}
+
+TEST_F(GenerationServiceTest, AMethodThatTheServerDoesNotHaveDoesNotBecomeALabel) {
+  using google::protobuf::Empty;
+  grpc::TemplatedGenericStub<Empty, Empty> stub(
+      grpc::CreateChannel(listener_->address(), grpc::InsecureChannelCredentials()));
+  for (const char* method : {"/made.up.Service/MadeUp", "/nibble.v1.GenerationService/MadeUp"}) {
+    grpc::ClientContext context;
+    Empty message;
+    std::promise<grpc::Status> ended;
+    stub.UnaryCall(&context, method, {}, &message, &message,
+                   [&](grpc::Status status) { ended.set_value(std::move(status)); });
+    EXPECT_EQ(ended.get_future().get().error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  }
+  EXPECT_TRUE(Eventually([&] {
+    return Exports(
+        R"(nibble_rpcs_finished_total{service="unknown",method="unknown",code="UNIMPLEMENTED"} 2)");
+  }));
+  EXPECT_EQ(metrics_.Text().find("MadeUp"), std::string::npos);
 }
 
 TEST_F(GenerationServiceTest, ANameThatNobodyServesDoesNotBecomeALabel) {

@@ -184,6 +184,8 @@ TEST_F(ServiceTest, WrongSpecsAreRefusedWithFieldValueAndRange) {
   refused([](v1::JobSpec& s) { s.mutable_gate()->set_max_kl(-2); }, "max_kl", "-2");
   refused(
       [](v1::JobSpec& s) {
+        s.set_recipe("rtn");
+        s.clear_calibration();
         s.clear_evaluation();
         s.mutable_gate()->set_max_kl(1);
       },
