@@ -141,6 +141,10 @@ inline F LoadF16(const uint16_t* p) {
   F r;
   NIBBLE_LANES(F16ToF32(p[i]));
 }
+inline F LoadE4M3(const uint8_t* p) {
+  F r;
+  NIBBLE_LANES(E4M3ToF32(p[i]));
+}
 inline I LoadI8(const int8_t* p) {
   I r;
   NIBBLE_LANES(p[i]);
@@ -148,6 +152,15 @@ inline I LoadI8(const int8_t* p) {
 inline I LoadU8(const uint8_t* p) {
   I r;
   NIBBLE_LANES(p[i]);
+}
+// The low and the high four bits of lanes of 0..255.
+inline I LowNibble(I a) {
+  I r;
+  NIBBLE_LANES(a.v[i] & 15);
+}
+inline I HighNibble(I a) {
+  I r;
+  NIBBLE_LANES(a.v[i] >> 4);
 }
 // Lanes hold values of -128..127.
 inline void StoreI8(int8_t* p, I a) {
