@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 #include "kernels/dtype.h"
@@ -80,21 +81,77 @@ struct BatchView {
 // sequence.
 inline constexpr int kKvBlockTokens = 64;
 
+// How the key or the value of one token and kv head, an entry, is stored. The quantizers are in
+// kernels/kv_codec.h.
+enum class KvCode : uint8_t {
+  kF32,   // exact references
+  kBF16,  //
+  kInt8,  // symmetric, one f32 scale per entry
+  kInt4,  // unsigned, a bf16 scale and a bf16 lowest value per kKvInt4Group elements
+};
+inline constexpr int kKvInt4Group = 64;
+
 struct KvFormat {
   const char* name;  // Public and stored in artifacts: never rename.
-  DType code;        // kF32 (exact references) | kBF16 | kI8
-  bool scaled;       // one f32 scale per token and head: x ~= code * absmax / 127
+  KvCode k;
+  KvCode v;
+  constexpr bool quantized() const { return k > KvCode::kBF16 || v > KvCode::kBF16; }
 };
 inline constexpr KvFormat kKvFormats[] = {
-    {"f32", DType::kF32, false},
-    {"bf16", DType::kBF16, false},
-    {"int8", DType::kI8, true},
+    {"f32", KvCode::kF32, KvCode::kF32},     //
+    {"bf16", KvCode::kBF16, KvCode::kBF16},  //
+    {"int8", KvCode::kInt8, KvCode::kInt8},  //
+    {"k8v4", KvCode::kInt8, KvCode::kInt4},  // keys are the more sensitive half
+    {"int4", KvCode::kInt4, KvCode::kInt4},
 };
 constexpr const KvFormat* FindKvFormat(std::string_view name) {
   for (const KvFormat& format : kKvFormats) {
     if (format.name == name) return &format;
   }
   return nullptr;
+}
+// "f32, bf16, ...": for messages and help.
+inline std::string KvFormatNames() {
+  std::string names;
+  for (const KvFormat& format : kKvFormats) {
+    if (!names.empty()) names += ", ";
+    names += format.name;
+  }
+  return names;
+}
+
+constexpr int KvCodeBits(KvCode code) {
+  switch (code) {
+    case KvCode::kF32:
+      return 32;
+    case KvCode::kBF16:
+      return 16;
+    case KvCode::kInt8:
+      return 8;
+    case KvCode::kInt4:
+      return 4;
+  }
+  return 0;
+}
+// Groups of an entry, each with a scale of four bytes; 0 for floats.
+constexpr int64_t KvGroups(KvCode code, int64_t head_dim) {
+  switch (code) {
+    case KvCode::kF32:
+    case KvCode::kBF16:
+      return 0;
+    case KvCode::kInt8:
+      return 1;
+    case KvCode::kInt4:
+      return (head_dim + kKvInt4Group - 1) / kKvInt4Group;
+  }
+  return 0;
+}
+// Bytes of the codes and of the scales of an entry.
+constexpr int64_t KvCodeBytes(KvCode code, int64_t head_dim) {
+  return (head_dim * KvCodeBits(code) + 7) / 8;
+}
+constexpr int64_t KvScaleBytes(KvCode code, int64_t head_dim) {
+  return 4 * KvGroups(code, head_dim);
 }
 
 struct KvSpec {
@@ -104,9 +161,10 @@ struct KvSpec {
   int32_t head_dim = 0;
   // Bytes of one block over all layers, K and V and scales; what the block manager budgets with.
   constexpr int64_t BytesPerBlock() const {
-    const int64_t entries = int64_t{2} * layers * kv_heads * kKvBlockTokens;
-    return entries *
-           (head_dim * static_cast<int64_t>(BytesOf(format->code)) + (format->scaled ? 4 : 0));
+    const auto entry = [this](KvCode code) {
+      return KvCodeBytes(code, head_dim) + KvScaleBytes(code, head_dim);
+    };
+    return int64_t{layers} * kv_heads * kKvBlockTokens * (entry(format->k) + entry(format->v));
   }
 };
 

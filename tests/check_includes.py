@@ -6,7 +6,7 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-VOCABULARY = {"kernels/dtype.h", "kernels/scheme.h", "kernels/codec.h", "kernels/ops.h", "kernels/check.h",
+VOCABULARY = {"kernels/dtype.h", "kernels/scheme.h", "kernels/codec.h", "kernels/kv_codec.h", "kernels/ops.h", "kernels/check.h",
               "kernels/philox.h", "kernels/sampling.h"}
 GRPC = r"(grpc|grpcpp|google/protobuf|nibble/v1)/"
 # folder -> includes that must not occur in it

@@ -83,7 +83,7 @@ absl::StatusOr<std::vector<EvaluationWindow>> PlanWindows(const std::vector<Docu
 }
 
 const KvFormat& ReferenceKvFormat(const KvFormat& kv) {
-  return kv.scaled ? *FindKvFormat("bf16") : kv;
+  return kv.quantized() ? *FindKvFormat("bf16") : kv;
 }
 
 ScoreSum::Row ScoreSum::ScoreRow(const float* logits, const float* reference,

@@ -308,7 +308,7 @@ absl::Status Validate(const Recipe& recipe) {
   if (FindKvFormat(recipe.kv_format) == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat("recipe.kv_format: unknown format '",
                                                    recipe.kv_format, "'; known are ",
-                                                   Names(kKvFormats)));
+                                                   KvFormatNames()));
   }
   for (size_t i = 0; i < recipe.transforms.size(); ++i) {
     const Transform transform = recipe.transforms[i];

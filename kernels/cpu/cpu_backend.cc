@@ -17,17 +17,6 @@
 namespace nibble {
 namespace {
 
-KvCode KvCodeOf(const KvFormat& format) {
-  switch (format.code) {
-    case DType::kF32:
-      return KvCode::kF32;
-    case DType::kBF16:
-      return KvCode::kBF16;
-    default:
-      return KvCode::kI8;
-  }
-}
-
 KvHead HeadOf(const KvPool& pool, int32_t layer, int32_t head) {
   const KvSpec& spec = pool.spec;
   const auto block = static_cast<size_t>(spec.BytesPerBlock());
@@ -35,8 +24,8 @@ KvHead HeadOf(const KvPool& pool, int32_t layer, int32_t head) {
       block / static_cast<size_t>(spec.layers) / static_cast<size_t>(spec.kv_heads);
   const size_t index =
       static_cast<size_t>(layer) * static_cast<size_t>(spec.kv_heads) + static_cast<size_t>(head);
-  return KvHead{KvCodeOf(*spec.format), spec.head_dim,
-                static_cast<uint8_t*>(pool.data) + index * per_head, block};
+  return KvHead{spec.format, spec.head_dim, static_cast<uint8_t*>(pool.data) + index * per_head,
+                block};
 }
 
 // Queries (rows times heads) that share one pass over the keys and values, and heads among them.
@@ -159,7 +148,7 @@ class CpuBackend : public Backend {
 
 absl::StatusOr<std::unique_ptr<Buffer>> CpuBackend::AllocateKv(const KvSpec& spec,
                                                                int32_t num_blocks, KvPool* pool) {
-  NIBBLE_CHECK(spec.format != nullptr && num_blocks >= 1);
+  NIBBLE_CHECK(spec.format != nullptr && spec.head_dim <= kMaxHeadDim && num_blocks >= 1);
   const auto per_block = static_cast<size_t>(spec.BytesPerBlock());
   if (per_block > std::numeric_limits<size_t>::max() / 4 / static_cast<size_t>(num_blocks)) {
     return absl::ResourceExhaustedError(

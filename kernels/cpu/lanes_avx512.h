@@ -75,6 +75,8 @@ inline I LoadI8(const int8_t* p) {
 inline I LoadU8(const uint8_t* p) {
   return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
+inline I LowNibble(I a) { return {_mm512_and_si512(a.v, _mm512_set1_epi32(15))}; }
+inline I HighNibble(I a) { return {_mm512_srli_epi32(a.v, 4)}; }
 inline void StoreI8(int8_t* p, I a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
 }

@@ -149,6 +149,15 @@ inline I LoadU8(const uint8_t* p) {
   I r;
   NIBBLE_LANES(p[i]);
 }
+// The low and the high four bits of lanes of 0..255.
+inline I LowNibble(I a) {
+  I r;
+  NIBBLE_LANES(a.v[i] & 15);
+}
+inline I HighNibble(I a) {
+  I r;
+  NIBBLE_LANES(a.v[i] >> 4);
+}
 // Lanes hold values of -128..127.
 inline void StoreI8(int8_t* p, I a) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(a.v[i]);

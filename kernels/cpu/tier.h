@@ -58,16 +58,18 @@ struct RowTarget {
   int32_t* sums;
 };
 
-enum class KvCode : uint8_t { kF32, kBF16, kI8 };
-
-// One layer and kv head of the block pool: block b begins at base + b * stride. Inside are
-// K [head_dim][64], V [64][head_dim] and, for int8, 64 scales of K and 64 of V.
+// One layer and kv head of the block pool: block b begins at base + b * stride. What lies in it is
+// said in kv_kernels.h.
 struct KvHead {
-  KvCode code;
-  int head_dim;
+  const KvFormat* format;
+  int head_dim;  // <= kMaxHeadDim
   uint8_t* base;
   size_t stride;
 };
+inline constexpr int kMaxHeadDim = 512;
+// Elements of an int4 entry that are packed together: see EncodeInt4Entry.
+inline constexpr int kInt4Run = 32;
+static_assert(kKvInt4Group % kInt4Run == 0);
 
 // Consecutive query rows of one sequence and the query heads that share a kv head.
 struct AttentionItem {

@@ -3,8 +3,11 @@
 
 #include <cmath>
 #include <cstring>
+#include <iterator>
+#include <type_traits>
 #include <utility>
 
+#include "kernels/cpu/kv_entries.h"
 #include "kernels/cpu/tier.h"
 
 namespace nibble {
@@ -26,6 +29,7 @@ inline constexpr int kPrefetchBytes = 8192;
 #include "kernels/cpu/lanes_math.h"
 #include "kernels/cpu/linear_kernels.h"
 #include "kernels/cpu/row_kernels.h"
+#include "kernels/cpu/kv_kernels.h"
 #include "kernels/cpu/attention_kernels.h"
 #include "kernels/cpu/hessian_kernels.h"
 #include "kernels/cpu/peak_kernels.h"

@@ -203,7 +203,8 @@ absl::StatusOr<nlohmann::json> Measure(const Options& options, const std::string
   runner_options.mode = options.exact ? Mode::kExact : Mode::kFast;
   runner_options.kv_format = FindKvFormat(kv);
   if (runner_options.kv_format == nullptr) {
-    return absl::InvalidArgumentError(Cat("--kv is \"", kv, "\"; it must be f32, bf16 or int8"));
+    return absl::InvalidArgumentError(
+        Cat("--kv is \"", kv, "\"; it must be one of ", KvFormatNames()));
   }
   runner_options.max_context = longest;
   runner_options.max_sequences = largest;
@@ -343,7 +344,7 @@ RunVerb AddBench(CLI::App& command) {
                      "default: int8-g128 if --scheme is quantized");
   command.add_option("--head-scheme", options->head_scheme,
                      "default: int8-g128 if --scheme is quantized");
-  command.add_option("--kv", options->kv, "KV cache format: f32, bf16, int8");
+  command.add_option("--kv", options->kv, "KV cache format: " + KvFormatNames());
   command.add_option("--keep", options->keep,
                      "write the synthetic artifact here and keep it; used again if it is there");
   command.add_option("--threads", options->threads, "0 = one for each CPU")

@@ -64,7 +64,7 @@ absl::StatusOr<nlohmann::json> Run(const Options& options) {
   const KvFormat* kv = FindKvFormat(kv_name);
   if (kv == nullptr) {
     return absl::InvalidArgumentError(
-        Cat("--kv is \"", kv_name, "\"; it must be f32, bf16 or int8"));
+        Cat("--kv is \"", kv_name, "\"; it must be one of ", KvFormatNames()));
   }
 
   // The context_length of a GGUF file is often only what its converter was told; documents that are
@@ -177,7 +177,7 @@ RunVerb AddEval(CLI::App& command) {
                      "same top token");
   command.add_flag("--exact", options->exact,
                    "do not quantize activations, keep K and V in f32: the reference");
-  command.add_option("--kv", options->kv, "KV cache format: f32, bf16, int8");
+  command.add_option("--kv", options->kv, "KV cache format: " + KvFormatNames());
   command.add_option("--threads", options->threads, "0 = one for each CPU")
       ->check(CLI::Range(0, 256));
   command.add_flag("--per-document", options->per_document,

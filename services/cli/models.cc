@@ -7,6 +7,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/ops.h"
 #include "nibble/v1/generation.grpc.pb.h"
 #include "nibble/v1/quantization.grpc.pb.h"
 #include "services/cli/client.h"
@@ -320,7 +321,8 @@ RunVerb AddModels(CLI::App& command) {
     }
     if (verb.run == Load) {
       sub->add_option("--as", o.as, "name to serve it under (default: the source's id)");
-      sub->add_option("--kv", o.kv, "key/value cache format (default: the artifact's)");
+      sub->add_option("--kv", o.kv,
+                      "KV cache format: " + KvFormatNames() + " (default: the artifact's)");
       sub->add_option("--mode", o.mode, "fast or exact (default: fast)");
       sub->add_option(
           "--max-context", o.max_context,

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/quant/pipeline.h"
+#include "kernels/ops.h"
 #include "nibble/v1/quantization.grpc.pb.h"
 #include "services/cli/client.h"
 #include "services/cli/exit_codes.h"
@@ -168,7 +169,7 @@ RunVerb AddQuantize(CLI::App& command) {
   command.add_option("--recipe", o.recipe, "how to round and what to do before it")
       ->capture_default_str();
   command.add_option("--scheme", o.scheme, "format of the weights")->capture_default_str();
-  command.add_option("--kv", o.kv, "format of the key/value cache")->capture_default_str();
+  command.add_option("--kv", o.kv, "KV cache format: " + KvFormatNames())->capture_default_str();
   command.add_option("--embedding-scheme", o.embedding_scheme, "format of the embedding")
       ->capture_default_str();
   command.add_option("--head-scheme", o.head_scheme, "format of the output head")

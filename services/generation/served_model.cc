@@ -42,9 +42,9 @@ absl::Status ValidateModelSpec(const ModelSpec& spec) {
         "source is empty; it must be artifacts/<identifier>, models/<identifier> or a path "
         "beneath the model root");
   }
-  if (!spec.kv_format.empty() && spec.kv_format != "bf16" && spec.kv_format != "int8") {
+  if (!spec.kv_format.empty() && FindKvFormat(spec.kv_format) == nullptr) {
     return absl::InvalidArgumentError(
-        Cat("kv_format is \"", spec.kv_format, "\"; it must be bf16 or int8"));
+        Cat("kv_format is \"", spec.kv_format, "\"; it must be one of ", KvFormatNames()));
   }
   if (spec.mode != "fast" && spec.mode != "exact") {
     return absl::InvalidArgumentError(Cat("mode is \"", spec.mode, "\"; it must be fast or exact"));
@@ -151,8 +151,8 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string
   }
   options.kv_format = FindKvFormat(kv_name);
   if (options.kv_format == nullptr) {
-    return absl::InvalidArgumentError(
-        Cat("kv_format of ", spec.source, " is \"", kv_name, "\", which is unknown"));
+    return absl::InvalidArgumentError(Cat("kv_format of ", spec.source, " is \"", kv_name,
+                                          "\"; it must be one of ", KvFormatNames()));
   }
   options.max_sequences = spec.max_running != 0 ? spec.max_running : settings.max_running;
   options.token_budget = std::max(settings.token_budget, options.max_sequences + 1);

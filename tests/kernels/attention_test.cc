@@ -3,9 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "kernels/backend.h"
-#include "kernels/codec.h"
+#include "kernels/kv_codec.h"
 #include "tests/kernels/activations.h"
 #include "tests/support/near.h"
 
@@ -23,7 +24,7 @@ constexpr Shape kShapes[] = {
     {6, 2, 20, 10, 0, 0.0f},   // a tail of the vector, part of the head rotated
     {2, 1, 80, 80, 70, 0.0f},  // a window longer than a block
     {3, 3, 16, 16, 5, 30.0f},  // a window inside a block, capped scores
-    {2, 2, 128, 64, 64, 50.0f},
+    {2, 2, 128, 64, 64, 50.0f}, {2, 1, 37, 8, 0, 0.0f},  // an odd head
     {36, 1, 8, 8, 0, 0.0f},  // more queries of one kv head than are computed together
 };
 
@@ -140,16 +141,32 @@ class Sequence {
   std::unique_ptr<Buffer> memory_;
 };
 
-// x after the round trip through the format, one token and head.
-std::vector<double> Stored(const KvFormat& format, const float* x, int32_t dim) {
-  float absmax = 0;
-  for (int32_t d = 0; d < dim; ++d) absmax = std::max(absmax, std::abs(x[d]));
+// An entry after the round trip through the code.
+std::vector<double> Stored(KvCode code, const float* x, int32_t dim) {
   std::vector<double> values;
-  for (int32_t d = 0; d < dim; ++d) {
-    if (format.scaled) {
-      values.push_back(double{Int8Scale(absmax)} * EncodeInt8(x[d], Int8InverseScale(absmax)));
-    } else {
-      values.push_back(format.code == DType::kBF16 ? RoundToBF16(x[d]) : x[d]);
+  const int32_t group = code == KvCode::kInt4 ? kKvInt4Group : dim;
+  for (int32_t begin = 0; begin < dim; begin += group) {
+    const int32_t end = std::min(begin + group, dim);
+    KvSpan span;
+    for (int32_t d = begin; d < end; ++d) span = Merge(span, KvSpanOf(x[d]));
+    const KvInt4Scale int4 = KvInt4ScaleOf(span);
+    for (int32_t d = begin; d < end; ++d) {
+      switch (code) {
+        case KvCode::kF32:
+          values.push_back(x[d]);
+          break;
+        case KvCode::kBF16:
+          values.push_back(RoundToBF16(x[d]));
+          break;
+        case KvCode::kInt8:
+          values.push_back(double{KvInt8Scale(span)} *
+                           EncodeInt8(x[d], Int8InverseScale(KvAbsMax(span))));
+          break;
+        case KvCode::kInt4:
+          values.push_back(
+              DecodeKvInt4(EncodeKvInt4(x[d], BF16ToF32(int4.low), KvInt4Inverse(int4)), int4));
+          break;
+      }
     }
   }
   return values;
@@ -176,9 +193,9 @@ TEST_P(AttentionTest, IsSoftmaxOverTheStoredKeysAndEqualInEveryTierAndChunking) 
             std::vector<std::vector<double>> keys, values;
             for (int64_t t = 0; t < kTokens; ++t) {
               keys.push_back(
-                  Stored(format, run.rotated_k.data() + t * kv_width + offset, shape.head_dim));
+                  Stored(format.k, run.rotated_k.data() + t * kv_width + offset, shape.head_dim));
               values.push_back(
-                  Stored(format, run.v.data() + t * kv_width + offset, shape.head_dim));
+                  Stored(format.v, run.v.data() + t * kv_width + offset, shape.head_dim));
             }
             for (int32_t t = 0; t < kTokens; ++t) {
               const float* query = run.rotated_q.data() + t * width + h * shape.head_dim;
@@ -236,7 +253,7 @@ TEST(RopeTest, RotatesHalvesAfterTheHeadNorm) {
   for (const std::string& tier : Tiers()) {
     for (const bool norms : {false, true}) {
       auto backend = MakeCpuBackend({.threads = 1, .tier = tier}).value();
-      Sequence run(*backend, shape, kKvFormats[0], norms);
+      Sequence run(*backend, shape, *FindKvFormat("f32"), norms);
       run.Chunks({kTokens});
       for (int64_t t = 0; t < kTokens; ++t) {
         for (int64_t h = 0; h < 2; ++h) {
@@ -264,7 +281,7 @@ TEST(RopeTest, RotatesHalvesAfterTheHeadNorm) {
 
 TEST(KvPoolTest, CopiedBlocksAreReadInPlaceOfTheirSources) {
   auto backend = MakeCpuBackend({.threads = 1, .tier = ""}).value();
-  const KvSpec spec{&kKvFormats[2], 3, 2, 16};
+  const KvSpec spec{FindKvFormat("k8v4"), 3, 2, 16};
   KvPool pool;
   auto memory = backend->AllocateKv(spec, 4, &pool).value();
   EXPECT_EQ(memory->bytes(), static_cast<size_t>(4 * spec.BytesPerBlock()));
@@ -276,10 +293,46 @@ TEST(KvPoolTest, CopiedBlocksAreReadInPlaceOfTheirSources) {
   EXPECT_TRUE(std::all_of(bytes + block, bytes + 3 * block, [](uint8_t b) { return b == 0; }));
 }
 
+// Counted by hand for heads of 80: codes, then scales, of one key and one value.
+TEST(KvSpecTest, ABlockHoldsCodesAndScalesOfItsKeysAndValues) {
+  const std::map<std::string, int64_t> pair = {{"f32", 320 + 320},
+                                               {"bf16", 160 + 160},
+                                               {"int8", 80 + 4 + 80 + 4},
+                                               {"k8v4", 80 + 4 + 40 + 2 * 4},
+                                               {"int4", 40 + 2 * 4 + 40 + 2 * 4}};
+  for (const KvFormat& format : kKvFormats) {
+    EXPECT_EQ((KvSpec{&format, 3, 2, 80}.BytesPerBlock()), 3 * 2 * 64 * pair.at(format.name));
+  }
+}
+
+// A value that is not finite must not be hidden by its code: what attends to it is not finite.
+TEST_P(AttentionTest, WhatIsNotFiniteReachesTheOutput) {
+  const Shape shape{1, 1, 80, 80, 0, 0.0f};
+  for (const std::string& tier : Tiers()) {
+    for (const float poison : {std::nanf(""), HUGE_VALF}) {
+      for (const bool in_key : {false, true}) {
+        // An infinite key that is stored as such may give a score of -infinity, a weight of zero.
+        if (in_key && std::isinf(poison) && !GetParam()->quantized()) continue;
+        auto backend = MakeCpuBackend({.threads = 1, .tier = tier}).value();
+        Sequence run(*backend, shape, *GetParam(), false);
+        (in_key ? run.k : run.v)[5 * 80 + 70] = poison;
+        const auto out = run.Chunks({kTokens});
+        const auto finite = [&](int64_t token) {
+          return std::all_of(out.begin() + token * 80, out.begin() + (token + 1) * 80,
+                             [](float x) { return std::isfinite(x); });
+        };
+        EXPECT_TRUE(finite(4)) << tier;
+        EXPECT_FALSE(finite(5)) << tier;
+        EXPECT_FALSE(finite(kTokens - 1)) << tier;
+      }
+    }
+  }
+}
+
 TEST(AttentionBatchTest, SequencesDoNotSeeEachOther) {
   auto backend = MakeCpuBackend({.threads = 2, .tier = ""}).value();
   constexpr int32_t kDim = 16;
-  const KvSpec spec{&kKvFormats[1], 1, 1, kDim};
+  const KvSpec spec{FindKvFormat("bf16"), 1, 1, kDim};
   KvPool pool;
   auto memory = backend->AllocateKv(spec, 3, &pool).value();
   // Sequence 0 decodes position 70 of blocks 2, 0; sequence 1 prefills 3 tokens into block 1.

@@ -137,5 +137,15 @@ INSTANTIATE_TEST_SUITE_P(All, Invariance,
                                            Case{"W8A8KvInt8", "w8a8", "int8", Mode::kFast}),
                          [](const auto& test) { return std::string(test.param.name); });
 
+std::vector<Case> EveryKvFormat() {
+  std::vector<Case> cases;
+  for (const KvFormat& format : kKvFormats) {
+    cases.push_back({format.name, "int8", format.name, Mode::kFast});
+  }
+  return cases;
+}
+INSTANTIATE_TEST_SUITE_P(KvFormats, Invariance, ::testing::ValuesIn(EveryKvFormat()),
+                         [](const auto& test) { return std::string(test.param.name); });
+
 }  // namespace
 }  // namespace nibble
