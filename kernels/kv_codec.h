@@ -3,17 +3,18 @@
 // groups, not where anything lies: the layout of a block belongs to the backend.
 //
 // An entry is the key (after rotation) or the value of one token and kv head. The elements that
-// share a scale are a group: the whole entry for int8, kKvInt4Group elements from its start on for
-// int4 (the last group may be shorter). A quantizer reduces a group to its KvSpan, derives the
-// scale from it, then rounds every element:
+// share a scale are a group: the whole entry for int8 and fp8, kKvInt4Group elements from its start
+// on for int4 (the last group may be shorter). A quantizer reduces a group to its KvSpan, derives
+// the scale from it, then rounds every element:
 //
 //   int8  one f32 scale = absmax / 127; the codec of kernels/codec.h
+//   fp8   e4m3 codes, one f32 scale = absmax / 448
 //   int4  unsigned codes 0..15, x ~= code * scale + low, scale and low stored as bf16; codes are
 //         chosen with the stored values
 //
-// No product here can be fused with a sum in a way that changes a bit, so a device needs no special
-// flags. A group that holds a value which is not finite gets a scale of NaN: it must reach the
-// logits. NaNs are compared as NaNs, their payload is the device's.
+// Bit for bit the same wherever it is compiled without contraction (nvcc: -fmad=false). A group
+// that holds a value which is not finite gets a scale of NaN: it must reach the logits. NaNs are
+// compared as NaNs, their payload is the device's.
 #pragma once
 
 #include <cmath>
@@ -45,6 +46,16 @@ NIBBLE_HD inline float KvAbsMax(const KvSpan& span) {
 NIBBLE_HD inline float KvInt8Scale(const KvSpan& span) {
   return span.finite ? Int8Scale(KvAbsMax(span)) : NAN;
 }
+
+// ---- fp8
+NIBBLE_HD inline float KvFp8Scale(const KvSpan& span) {
+  return span.finite ? KvAbsMax(span) / kMaxE4M3 : NAN;
+}
+// 0, which makes zeros of everything, below 1e-36, where the quotient would overflow.
+NIBBLE_HD inline float KvFp8Inverse(const KvSpan& span) {
+  return KvAbsMax(span) > 1e-36f ? kMaxE4M3 / KvAbsMax(span) : 0.0f;
+}
+NIBBLE_HD inline uint8_t EncodeKvFp8(float x, float inverse) { return F32ToE4M3(x * inverse); }
 
 // ---- int4
 struct KvInt4Scale {  // as stored: two bfloat16

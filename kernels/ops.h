@@ -86,6 +86,7 @@ inline constexpr int kKvBlockTokens = 64;
 enum class KvCode : uint8_t {
   kF32,   // exact references
   kBF16,  //
+  kFp8,   // e4m3, one f32 scale per entry
   kInt8,  // symmetric, one f32 scale per entry
   kInt4,  // unsigned, a bf16 scale and a bf16 lowest value per kKvInt4Group elements
 };
@@ -100,6 +101,7 @@ struct KvFormat {
 inline constexpr KvFormat kKvFormats[] = {
     {"f32", KvCode::kF32, KvCode::kF32},     //
     {"bf16", KvCode::kBF16, KvCode::kBF16},  //
+    {"fp8", KvCode::kFp8, KvCode::kFp8},     //
     {"int8", KvCode::kInt8, KvCode::kInt8},  //
     {"k8v4", KvCode::kInt8, KvCode::kInt4},  // keys are the more sensitive half
     {"int4", KvCode::kInt4, KvCode::kInt4},
@@ -126,6 +128,7 @@ constexpr int KvCodeBits(KvCode code) {
       return 32;
     case KvCode::kBF16:
       return 16;
+    case KvCode::kFp8:
     case KvCode::kInt8:
       return 8;
     case KvCode::kInt4:
@@ -139,6 +142,7 @@ constexpr int64_t KvGroups(KvCode code, int64_t head_dim) {
     case KvCode::kF32:
     case KvCode::kBF16:
       return 0;
+    case KvCode::kFp8:
     case KvCode::kInt8:
       return 1;
     case KvCode::kInt4:

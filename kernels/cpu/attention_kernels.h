@@ -164,7 +164,8 @@ inline void FoldQueries(const AttentionItem& item, const Tile& tile, int32_t til
 
 // Scales of whole entries, which attention applies to scores and weights.
 inline const float* EntryScales(KvCode code, const uint8_t* scales) {
-  return code == KvCode::kInt8 ? reinterpret_cast<const float*>(scales) : nullptr;
+  return code == KvCode::kFp8 || code == KvCode::kInt8 ? reinterpret_cast<const float*>(scales)
+                                                       : nullptr;
 }
 
 template <KvCode kKey, KvCode kValue>

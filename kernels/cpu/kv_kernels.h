@@ -37,6 +37,9 @@ inline void EncodeEntry(KvCode code, const float* x, int dim, int slot, uint8_t*
     case KvCode::kBF16:
       WriteBF16(x, dim, reinterpret_cast<uint16_t*>(codes));
       break;
+    case KvCode::kFp8:
+      reinterpret_cast<float*>(scales)[slot] = EncodeFp8Entry(x, dim, codes);
+      break;
     case KvCode::kInt8: {
       const Magnitude size = Measure(x, dim);
       EncodeRun(x, dim, InverseScale(size.absmax), reinterpret_cast<int8_t*>(codes));
@@ -77,6 +80,7 @@ inline void AppendKv(const KvHead& kv, int64_t block_index, int slot, const floa
     case KvCode::kBF16:
       Transpose<uint16_t>(entry, dim, slot, block.keys);
       break;
+    case KvCode::kFp8:
     case KvCode::kInt8:
     case KvCode::kInt4:
       Transpose<uint8_t>(entry, KvCodeBytes(kv.format->k, dim), slot, block.keys);
@@ -93,6 +97,8 @@ inline F LoadTile(const uint8_t* tile, int64_t index) {
     return Load(reinterpret_cast<const float*>(tile) + index);
   } else if constexpr (kCode == KvCode::kBF16) {
     return LoadBF16(reinterpret_cast<const uint16_t*>(tile) + index);
+  } else if constexpr (kCode == KvCode::kFp8) {
+    return LoadE4M3(tile + index);
   } else {
     static_assert(kCode == KvCode::kInt8);
     return Convert(LoadI8(reinterpret_cast<const int8_t*>(tile) + index));

@@ -108,6 +108,22 @@ inline F LoadF16(const uint16_t* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
           _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
 }
+// The exponent of e4m3 is 120 below that of f32; a subnormal is one of f32 too until it is scaled.
+inline __m256 WidenE4M3(__m128i bytes) {
+  const __m256i code = _mm256_cvtepu8_epi32(bytes);
+  const __m256i magnitude = _mm256_and_si256(code, _mm256_set1_epi32(0x7f));
+  const __m256i sign = _mm256_slli_epi32(_mm256_srli_epi32(code, 7), 31);
+  const __m256i bits = _mm256_or_si256(sign, _mm256_slli_epi32(magnitude, 20));
+  const __m256 value = _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(0x1p120f));
+  const __m256i nan = _mm256_cmpeq_epi32(magnitude, _mm256_set1_epi32(0x7f));
+  return _mm256_blendv_ps(value,
+                          _mm256_castsi256_ps(_mm256_or_si256(sign, _mm256_set1_epi32(0x7fc00000))),
+                          _mm256_castsi256_ps(nan));
+}
+inline F LoadE4M3(const uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {WidenE4M3(bytes), WidenE4M3(_mm_srli_si128(bytes, 8))};
+}
 inline I LoadI8(const int8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))};

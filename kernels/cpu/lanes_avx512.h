@@ -69,6 +69,17 @@ inline void StoreBF16(uint16_t* p, F a) {
 inline F LoadF16(const uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+// The exponent of e4m3 is 120 below that of f32; a subnormal is one of f32 too until it is scaled.
+inline F LoadE4M3(const uint8_t* p) {
+  const __m512i code = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m512i magnitude = _mm512_and_si512(code, _mm512_set1_epi32(0x7f));
+  const __m512i sign = _mm512_slli_epi32(_mm512_srli_epi32(code, 7), 31);
+  const __m512i bits = _mm512_or_si512(sign, _mm512_slli_epi32(magnitude, 20));
+  const __m512 value = _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0x1p120f));
+  const __mmask16 nan = _mm512_cmpeq_epi32_mask(magnitude, _mm512_set1_epi32(0x7f));
+  const __m512i quiet = _mm512_or_si512(sign, _mm512_set1_epi32(0x7fc00000));
+  return {_mm512_mask_blend_ps(nan, value, _mm512_castsi512_ps(quiet))};
+}
 inline I LoadI8(const int8_t* p) {
   return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }

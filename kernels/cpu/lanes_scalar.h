@@ -141,6 +141,10 @@ inline F LoadF16(const uint16_t* p) {
   F r;
   NIBBLE_LANES(F16ToF32(p[i]));
 }
+inline F LoadE4M3(const uint8_t* p) {
+  F r;
+  NIBBLE_LANES(E4M3ToF32(p[i]));
+}
 inline I LoadI8(const int8_t* p) {
   I r;
   NIBBLE_LANES(p[i]);

@@ -158,6 +158,10 @@ std::vector<double> Stored(KvCode code, const float* x, int32_t dim) {
         case KvCode::kBF16:
           values.push_back(RoundToBF16(x[d]));
           break;
+        case KvCode::kFp8:
+          values.push_back(double{KvFp8Scale(span)} *
+                           E4M3ToF32(EncodeKvFp8(x[d], KvFp8Inverse(span))));
+          break;
         case KvCode::kInt8:
           values.push_back(double{KvInt8Scale(span)} *
                            EncodeInt8(x[d], Int8InverseScale(KvAbsMax(span))));
@@ -295,11 +299,9 @@ TEST(KvPoolTest, CopiedBlocksAreReadInPlaceOfTheirSources) {
 
 // Counted by hand for heads of 80: codes, then scales, of one key and one value.
 TEST(KvSpecTest, ABlockHoldsCodesAndScalesOfItsKeysAndValues) {
-  const std::map<std::string, int64_t> pair = {{"f32", 320 + 320},
-                                               {"bf16", 160 + 160},
-                                               {"int8", 80 + 4 + 80 + 4},
-                                               {"k8v4", 80 + 4 + 40 + 2 * 4},
-                                               {"int4", 40 + 2 * 4 + 40 + 2 * 4}};
+  const std::map<std::string, int64_t> pair = {
+      {"f32", 320 + 320},        {"bf16", 160 + 160},           {"fp8", 80 + 4 + 80 + 4},
+      {"int8", 80 + 4 + 80 + 4}, {"k8v4", 80 + 4 + 40 + 2 * 4}, {"int4", 40 + 2 * 4 + 40 + 2 * 4}};
   for (const KvFormat& format : kKvFormats) {
     EXPECT_EQ((KvSpec{&format, 3, 2, 80}.BytesPerBlock()), 3 * 2 * 64 * pair.at(format.name));
   }

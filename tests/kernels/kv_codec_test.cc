@@ -56,6 +56,31 @@ TEST(KvSpanTest, KnowsTheEndsAndWhetherAllIsFiniteInAnyOrder) {
   }
 }
 
+TEST(KvFp8Test, EveryCodeIsTheNearestAndTheLargestValueTakesTheLargestCode) {
+  for (const std::vector<float>& group : Groups()) {
+    const KvSpan span = SpanOf(group);
+    const float scale = KvFp8Scale(span);
+    const float inverse = KvFp8Inverse(span);
+    for (const float x : group) {
+      const uint8_t code = EncodeKvFp8(x, inverse);
+      if (std::abs(x) == KvAbsMax(span) && x != 0.0f) {
+        EXPECT_EQ(code, x < 0 ? 0xfe : 0x7e);
+      }
+      double nearest = HUGE_VAL;
+      for (int other = 0; other < 256; ++other) {
+        if ((other & 0x7f) == 0x7f) continue;  // NaN
+        const double value = double{E4M3ToF32(static_cast<uint8_t>(other))} * scale;
+        nearest = std::min(nearest, std::abs(value - x));
+      }
+      ASSERT_LE(std::abs(double{E4M3ToF32(code)} * scale - x), nearest + 2.4e-7 * std::abs(x)) << x;
+    }
+  }
+  EXPECT_EQ(KvFp8Scale(SpanOf({0.0f, -0.0f})), 0.0f);
+  EXPECT_TRUE(std::isnan(KvFp8Scale(SpanOf({1.0f, HUGE_VALF}))));
+  const KvSpan tiny = SpanOf({1e-40f, 0.0f});
+  EXPECT_EQ(EncodeKvFp8(0.0f, KvFp8Inverse(tiny)), 0) << "not 0 times infinity";
+}
+
 TEST(KvInt4Test, EveryCodeIsTheNearestOfTheSixteenStoredValues) {
   for (const std::vector<float>& group : Groups()) {
     const KvInt4Scale scale = KvInt4ScaleOf(SpanOf(group));

@@ -83,7 +83,7 @@ TEST(Recipe, ErrorsNameTheFieldAndWhatIsAllowed) {
               HasSubstr("w8a8"));
   EXPECT_THAT(ErrorOf({{"transforms", {"awq"}}, {"scheme", "bf16"}}), HasSubstr("no meaning"));
   EXPECT_THAT(ErrorOf({{"kv_format", "int3"}}),
-              AllOf(HasSubstr("recipe.kv_format"), HasSubstr("f32, bf16, int8, k8v4, int4")));
+              AllOf(HasSubstr("recipe.kv_format"), HasSubstr("f32, bf16, fp8, int8, k8v4, int4")));
   EXPECT_THAT(ErrorOf({{"embedding_scheme", "w8a8"}}), HasSubstr("weight-only"));
   EXPECT_THAT(ErrorOf({{"awq", {{"grid", 0}}}}), HasSubstr("between 1 and 100"));
   EXPECT_THAT(ErrorOf({{"awq", {{"grid", 1.5}}}}), HasSubstr("whole number"));
