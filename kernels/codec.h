@@ -100,9 +100,9 @@ NIBBLE_HD inline float ReadWeight(const WeightView& w, int64_t n, int64_t k) {
 // activations of the fast mode and for int8 KV entries.
 NIBBLE_HD inline float Int8Scale(float absmax) { return absmax / 127.0f; }
 NIBBLE_HD inline int8_t EncodeInt8(float x, float inverse_scale) {
-  const float q = std::nearbyint(x * inverse_scale);
-  const float clamped = q < -127.0f ? -127.0f : (q > 127.0f ? 127.0f : q);
-  return static_cast<int8_t>(clamped);
+  const float q = x * inverse_scale;
+  if (!(q > -127.0f)) return -127;  // Also NaN: 0 times an inverse that overflowed.
+  return static_cast<int8_t>(std::nearbyint(q < 127.0f ? q : 127.0f));
 }
 // inverse of a scale for EncodeInt8; 0 for scale 0 so that zeros stay zeros.
 NIBBLE_HD inline float Int8InverseScale(float absmax) {

@@ -8,7 +8,8 @@
 // the scale from it, then rounds every element:
 //
 //   int8  one f32 scale = absmax / 127; the codec of kernels/codec.h
-//   fp8   e4m3 codes, one f32 scale = absmax / 448
+//   fp8   e4m3 codes, one f32 scale = absmax / 448: without it keys beyond 448 would saturate and
+//         entries of small values lose their mantissas
 //   int4  unsigned codes 0..15, x ~= code * scale + low, scale and low stored as bf16; codes are
 //         chosen with the stored values
 //

@@ -198,6 +198,8 @@ TEST(Int8Test, CodesOfASpanLieWithinHalfAStepAndReachTheEnds) {
   }
   EXPECT_EQ(Int8Scale(0.0f), 0.0f);
   EXPECT_EQ(EncodeInt8(0.0f, Int8InverseScale(0.0f)), 0);
+  EXPECT_EQ(EncodeInt8(0.0f, Int8InverseScale(1e-40f)), -127) << "as the vector kernels do";
+  EXPECT_EQ(EncodeInt8(std::nanf(""), 1.0f), -127);
 }
 
 TEST(ReadWeightTest, IsCodeMinusZeroTimesScaleOfTheGroupForEveryScheme) {

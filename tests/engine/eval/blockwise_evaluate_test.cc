@@ -118,7 +118,7 @@ TEST_F(BlockwiseEvaluatorTest, GivesTheBitsOfTheWholeModelForEveryFamilyWindowAn
     const int32_t longest =
         std::min({MaxContext(model.config), MaxContext(reference.config), int32_t{300}});
     for (const int32_t window : {int32_t{31}, longest}) {
-      for (const char* kv : {"bf16", "int8"}) {
+      for (const char* kv : {"bf16", "k8v4"}) {
         SCOPED_TRACE(::testing::Message()
                      << pair.family << "/" << pair.model << ", window " << window << ", " << kv);
         const BlockwiseEvaluator::Options options = Options(window, kv);

@@ -84,7 +84,7 @@ TEST_F(EvaluateArtifactTest, TheReportHoldsTheFiguresOfWholeModelsToTheBit) {
   TinyModel::WriteIds(dir_.File("long.jsonl"), 1, 2500, 7);
   WriteFile(dir_.File("heldout.jsonl"),
             ReadFile(dir_.File("heldout.jsonl")) + ReadFile(dir_.File("long.jsonl")));
-  const std::pair<const char*, const char*> jobs[] = {{"rtn", "bf16"}, {"smoothquant", "int8"}};
+  const std::pair<const char*, const char*> jobs[] = {{"rtn", "int4"}, {"smoothquant", "int8"}};
   for (const auto& [recipe, kv] : jobs) {
     TestHost host;
     const PipelineResult result =

@@ -84,6 +84,16 @@ TEST_F(ModelRegistryTest, AModelServesFromLoadToUnload) {
   EXPECT_TRUE(registry_.List().empty());
 }
 
+TEST_F(ModelRegistryTest, AModelIsServedInEveryKvFormat) {
+  for (const KvFormat& format : kKvFormats) {
+    const Answer loaded = Load("m", Spec("demo", format.name)).get();
+    ASSERT_TRUE(loaded.ok()) << loaded.status();
+    EXPECT_EQ(loaded->facts.kv_format, format.name);
+    EXPECT_THAT(metrics_.Text(), HasSubstr("kv_format=\"" + std::string(format.name) + "\""));
+    EXPECT_TRUE(Unload("m").ok());
+  }
+}
+
 TEST_F(ModelRegistryTest, LoadsOfOneNameJoinAndOthersAreTurnedAway) {
   std::future<Answer> first = Load("m", Spec("slow"));
   std::future<Answer> joined = Load("m", Spec("slow"));
@@ -178,7 +188,8 @@ TEST(ValidateModelSpecTest, NamesWhatIsOutOfRange) {
   };
   EXPECT_EQ(message([](ModelSpec&) {}), "");
   EXPECT_THAT(message([](ModelSpec& s) { s.source = ""; }), HasSubstr("source"));
-  EXPECT_THAT(message([](ModelSpec& s) { s.kv_format = "int3"; }), HasSubstr("int3"));
+  EXPECT_EQ(message([](ModelSpec& s) { s.kv_format = "int3"; }),
+            "kv_format is \"int3\"; it must be one of f32, bf16, fp8, int8, k8v4, int4");
   EXPECT_THAT(message([](ModelSpec& s) { s.mode = "slow"; }), HasSubstr("slow"));
   EXPECT_THAT(message([](ModelSpec& s) { s.max_context = 15; }), HasSubstr("max_context is 15"));
   EXPECT_THAT(message([](ModelSpec& s) { s.max_running = 257; }), HasSubstr("max_running is 257"));
