@@ -98,9 +98,10 @@ NIBBLE_SIMT(void FenceDevice());
 // In a loop that waits for another block.
 NIBBLE_SIMT(void Pause());
 
-// ---- Asynchronous copies of 16 bytes from global to shared memory; both ends 16-byte aligned
-// Without `valid`, 16 zero bytes are written and `global` is not read.
+// ---- Asynchronous copies of 16 (4) bytes from global to shared memory; both ends aligned to them
+// Without `valid`, zero bytes are written and `global` is not read.
 NIBBLE_SIMT(void CopyAsync16(void* shared, const void* global, bool valid));
+NIBBLE_SIMT(void CopyAsync4(void* shared, const void* global, bool valid));
 // For memory that is read once: the second-level cache may drop it first.
 NIBBLE_SIMT(void CopyAsync16Stream(void* shared, const void* global, bool valid));
 NIBBLE_SIMT(void CommitCopies());

@@ -53,6 +53,11 @@ __device__ __forceinline__ void CopyAsync16(void* shared, const void* global, bo
                "l"(global), "r"(valid ? 16 : 0)
                : "memory");
 }
+__device__ __forceinline__ void CopyAsync4(void* shared, const void* global, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(SharedAddress(shared)),
+               "l"(global), "r"(valid ? 4 : 0)
+               : "memory");
+}
 __device__ __forceinline__ void CopyAsync16Stream(void* shared, const void* global, bool valid) {
   uint64_t policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));

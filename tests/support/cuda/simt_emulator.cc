@@ -33,6 +33,7 @@ constexpr int kMaxWords = 8;  // that a lane hands to a warp-wide operation
 struct PendingCopy {
   void* shared;
   const void* global;  // nullptr: zeros
+  size_t bytes;
 };
 
 // What the lanes of a warp exchange. The last lane to arrive computes for all.
@@ -115,9 +116,9 @@ std::array<uint32_t, kMaxWords> Exchange(const char* operation, const uint32_t* 
 void Finish(std::vector<PendingCopy>& group) {
   for (const PendingCopy& copy : group) {
     if (copy.global != nullptr) {
-      std::memcpy(copy.shared, copy.global, 16);
+      std::memcpy(copy.shared, copy.global, copy.bytes);
     } else {
-      std::memset(copy.shared, 0, 16);
+      std::memset(copy.shared, 0, copy.bytes);
     }
   }
   group.clear();
@@ -129,8 +130,9 @@ void CheckShared(const void* address, size_t bytes, const char* what) {
   if (at < block.shared || at + bytes > block.shared + g_run->shape.shared_bytes) {
     Fail(std::string(what) + " outside the block's shared memory");
   }
-  if (reinterpret_cast<uintptr_t>(address) % 16 != 0)
-    Fail(std::string(what) + " is not aligned to 16");
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
+    Fail(std::string(what) + " is not aligned to " + std::to_string(bytes));
+  }
 }
 
 void RunLane(Fibre& lane, const std::function<void()>& thread) {
@@ -415,13 +417,22 @@ void Pause() {
   lane.fiber->Yield();
 }
 
-void CopyAsync16(void* shared, const void* global, bool valid) {
-  CheckShared(shared, 16, "the target of an asynchronous copy");
-  if (valid && reinterpret_cast<uintptr_t>(global) % 16 != 0) {
-    Fail("the source of an asynchronous copy is not aligned to 16");
+namespace {
+void StartCopy(void* shared, const void* global, bool valid, size_t bytes) {
+  CheckShared(shared, bytes, "the target of an asynchronous copy");
+  if (valid && reinterpret_cast<uintptr_t>(global) % bytes != 0) {
+    Fail("the source of an asynchronous copy is not aligned to " + std::to_string(bytes));
   }
-  std::memset(shared, kPoison, 16);
-  Self().open.push_back({shared, valid ? global : nullptr});
+  std::memset(shared, kPoison, bytes);
+  Self().open.push_back({shared, valid ? global : nullptr, bytes});
+}
+}  // namespace
+
+void CopyAsync16(void* shared, const void* global, bool valid) {
+  StartCopy(shared, global, valid, 16);
+}
+void CopyAsync4(void* shared, const void* global, bool valid) {
+  StartCopy(shared, global, valid, 4);
 }
 void CopyAsync16Stream(void* shared, const void* global, bool valid) {
   CopyAsync16(shared, global, valid);

@@ -99,6 +99,15 @@ TEST(Emulator, AnAsynchronousCopyArrivesWhenItIsWaitedForAndNotBefore) {
       simt::WaitCopies<0>();
       EXPECT_EQ(to[7], 8.0f);
       EXPECT_EQ(to[8], 0.0f);
+      to[1] = 9.0f;
+      simt::CopyAsync4(to, from + 5, true);
+      simt::CopyAsync4(to + 2, from + 5, false);
+      simt::CommitCopies();
+      EXPECT_TRUE(std::isnan(to[0]));
+      simt::WaitCopies<0>();
+      EXPECT_EQ(to[0], 6.0f);
+      EXPECT_EQ(to[1], 9.0f);
+      EXPECT_EQ(to[2], 0.0f);
     }
   });
 }
