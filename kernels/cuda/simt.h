@@ -73,17 +73,26 @@ NIBBLE_DEVICE float ShuffleXor(float value, int mask) {
 NIBBLE_DEVICE int32_t ShuffleXor(int32_t value, int mask) {
   return std::bit_cast<int32_t>(ShuffleXorBits(std::bit_cast<uint32_t>(value), mask));
 }
+NIBBLE_DEVICE uint64_t ShuffleXor(uint64_t value, int mask) {
+  const uint32_t high = ShuffleXorBits(static_cast<uint32_t>(value >> 32), mask);
+  return uint64_t{high} << 32 | ShuffleXorBits(static_cast<uint32_t>(value), mask);
+}
 NIBBLE_DEVICE float Shuffle(float value, int from_lane) {
   return std::bit_cast<float>(ShuffleBits(std::bit_cast<uint32_t>(value), from_lane));
 }
 NIBBLE_DEVICE int32_t Shuffle(int32_t value, int from_lane) {
   return std::bit_cast<int32_t>(ShuffleBits(std::bit_cast<uint32_t>(value), from_lane));
 }
+NIBBLE_DEVICE uint64_t Shuffle(uint64_t value, int from_lane) {
+  const uint32_t high = ShuffleBits(static_cast<uint32_t>(value >> 32), from_lane);
+  return uint64_t{high} << 32 | ShuffleBits(static_cast<uint32_t>(value), from_lane);
+}
 
 // ---- Global memory between blocks
 NIBBLE_SIMT(int32_t LoadAcquire(const int32_t* address));
 NIBBLE_SIMT(void StoreRelease(int32_t* address, int32_t value));
-NIBBLE_SIMT(int32_t AtomicAdd(int32_t* address, int32_t value));  // relaxed; the old value
+NIBBLE_SIMT(int32_t AtomicAdd(int32_t* address, int32_t value));     // relaxed; the old value
+NIBBLE_SIMT(uint32_t AtomicAdd(uint32_t* address, uint32_t value));  // also in shared memory
 // Makes this thread's earlier writes visible to the whole device before its later ones.
 NIBBLE_SIMT(void FenceDevice());
 // In a loop that waits for another block.

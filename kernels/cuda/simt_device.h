@@ -39,6 +39,9 @@ __device__ __forceinline__ void StoreRelease(int32_t* address, int32_t value) {
 __device__ __forceinline__ int32_t AtomicAdd(int32_t* address, int32_t value) {
   return atomicAdd(address, value);
 }
+__device__ __forceinline__ uint32_t AtomicAdd(uint32_t* address, uint32_t value) {
+  return atomicAdd(address, value);
+}
 __device__ __forceinline__ void FenceDevice() { __threadfence(); }
 __device__ __forceinline__ void Pause() { __nanosleep(20); }
 

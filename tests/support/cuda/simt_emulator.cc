@@ -402,6 +402,11 @@ int32_t AtomicAdd(int32_t* address, int32_t value) {
   *address += value;
   return old;
 }
+uint32_t AtomicAdd(uint32_t* address, uint32_t value) {
+  const uint32_t old = *address;
+  *address += value;
+  return old;
+}
 void FenceDevice() {}
 void Pause() {
   Fibre& lane = Self();

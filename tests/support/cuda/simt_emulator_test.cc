@@ -72,6 +72,8 @@ TEST(Emulator, ShufflesReductionsAndBallots) {
     const int lane = simt::Lane();
     EXPECT_EQ(simt::ShuffleXor(lane, 5), lane ^ 5);
     EXPECT_EQ(simt::Shuffle(lane * 1.5f, 7), 10.5f);
+    EXPECT_EQ(simt::ShuffleXor(uint64_t{1} << (lane + 16), 5), uint64_t{1} << ((lane ^ 5) + 16));
+    EXPECT_EQ(simt::Shuffle(~uint64_t{0} - static_cast<uint64_t>(lane), 9), ~uint64_t{0} - 9);
     EXPECT_EQ(simt::WarpSum(1 + lane), 528);
     EXPECT_EQ(simt::WarpSum(0.5f), 16.0f);
     EXPECT_EQ(simt::WarpMax(static_cast<float>((lane * 5) % 32)), 31.0f);
@@ -112,6 +114,15 @@ TEST(Emulator, ALockBetweenBlocksIsPassedOn) {
     simt::StoreRelease(&lock, turn + 1);
   });
   EXPECT_EQ(order, (std::vector<int>{3, 2, 1, 0}));
+}
+
+TEST(Emulator, AtomicSumsWrapAndGiveTheOldValue) {
+  uint32_t sum = 0u - 20u, wraps = 0;
+  EmulateLaunch(Block(64), [&] {
+    if (simt::AtomicAdd(&sum, 1u) == ~0u) simt::AtomicAdd(&wraps, 1u);
+  });
+  EXPECT_EQ(sum, 44u);
+  EXPECT_EQ(wraps, 1u);
 }
 
 // a (16, k) and b (k, 8) of small whole numbers, exact in every type.

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/embed.h"
+
+#include <gtest/gtest.h>
+
+#include "kernels/codec.h"
+#include "tests/kernels/cuda/on_device.h"
+#include "tests/kernels/random_weight.h"
+
+namespace nibble::testing {
+namespace {
+
+TEST(CudaEmbedTest, ReadsEveryScheme) {
+  const std::vector<int32_t> ids = {4, 0, 36, 4, 17};
+  for (const Scheme& scheme : kSchemes) {
+    for (const int64_t cols : {1, 7, 64, 136, 1032}) {
+      const RandomWeight table(scheme, 37, cols, 5);
+      const WeightOnDevice on_device(table.view());
+      for (const float scale : {1.0f, 45.25f}) {
+        const OnDevice<int32_t> rows(ids);
+        const auto out = OnDevice<float>::Poisoned(ids.size() * static_cast<size_t>(cols));
+        LaunchEmbed(TestDevice(), {on_device.weight(), rows.data(),
+                                   static_cast<int64_t>(ids.size()), scale, out.data()});
+        std::vector<float> expected;
+        for (const int32_t id : ids) {
+          for (int64_t k = 0; k < cols; ++k) {
+            expected.push_back(ReadWeight(table.view(), id, k) * scale);
+          }
+        }
+        EXPECT_EQ(out.Read(), expected) << scheme.name << ", " << cols << " columns";
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble::testing
