@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -28,7 +29,8 @@ namespace nibble {
 // fast:  a low-bit product may quantize its activations to int8 per group of the weight, and a
 //        product with bf16 weights may round them to bf16 (to nearest, ties to even, once per row)
 //        where the device multiplies pairs of bf16: on the CPU with AVX-512 BF16, whose sums are
-//        f32 in an order of their own and whose denormals are zero. Stated in reports and
+//        f32 in an order of their own and whose denormals are zero. On CUDA the inputs of products
+//        are bf16, and so are weights that are stored as f32 or f16. Stated in reports and
 //        benchmarks.
 // In either mode a row's result depends on neither the other rows nor the number of threads.
 enum class Mode : uint8_t { kExact, kFast };
@@ -74,7 +76,8 @@ struct LinearGroup {
 };
 
 struct Ceilings {
-  double read_gb_per_s = 0;  // memory read bandwidth, all threads
+  double read_gb_per_s = 0;  // memory read bandwidth, all threads; of a GPU: bytes read and
+                             // written by a copy
   double int8_gops = 0;      // int8 multiply-adds counted as two operations
   double bf16_gflops = 0;
 };
@@ -91,6 +94,8 @@ class Backend {
   // The type of Floats: kF32 on the CPU, kBF16 on CUDA.
   virtual DType activation_type() const = 0;
 
+  // Bytes that the device has left, where its memory is its own; nullopt where it is the machine's.
+  virtual std::optional<size_t> MemoryLeft() const { return std::nullopt; }
   // ResourceExhausted when the device has no `bytes` left.
   virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(size_t bytes) = 0;
   virtual void Upload(void* device, const void* host, size_t bytes) = 0;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the demo model on the CPU, in as many sittings as are given to it.
+"""Trains the demo model, on the CPU or a GPU, in as many sittings as are given to it.
 
 A sitting is one warm-up and one cosine to zero, and ends at a count of tokens (--until) or, where
 the machine is shared and its speed cannot be foretold, after a time (--minutes). The checkpoint
@@ -89,7 +89,7 @@ def left_out_windows(folder, tokenizer):
 
 def loss_of(model, tokens):
     """Mean cross-entropy, in nats, of each token of `tokens` [batch, length + 1] after the first."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(tokens.device.type, dtype=torch.bfloat16):
         logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
     return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
 
@@ -100,8 +100,8 @@ def pieces(rows, context):
 
 
 @torch.no_grad()
-def left_out_loss(loss, windows):
-    return sum(loss(windows[i:i + 2]).item() for i in range(0, len(windows) - 1, 2)) / (len(windows) // 2)
+def left_out_loss(loss, windows, device):
+    return sum(loss(windows[i:i + 2].to(device)).item() for i in range(0, len(windows) - 1, 2)) / (len(windows) // 2)
 
 
 def part_done(state):
@@ -148,6 +148,7 @@ def main():
                         help="contexts of the equal parts of the sitting: short ones are cheaper")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
@@ -162,7 +163,7 @@ def main():
     print(f"{len(rows)} rows of {CONTEXT} tokens, {len(windows)} left-out windows, "
           f"{bytes_per_token:.3f} bytes per left-out token", flush=True)
 
-    model = LlamaForCausalLM(LlamaConfig(**CONFIG))
+    model = LlamaForCausalLM(LlamaConfig(**CONFIG)).to(options.device)
     decayed = [p for p in model.parameters() if p.dim() == 2]
     plain = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
@@ -171,7 +172,7 @@ def main():
     state = dict(tokens=0, seconds=0.0, sitting=None)
     checkpoint = options.work / "checkpoint.pt"
     if checkpoint.exists():
-        saved = torch.load(checkpoint)
+        saved = torch.load(checkpoint, map_location=options.device)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         state = saved["state"]
@@ -209,7 +210,8 @@ def main():
             group["lr"] = rate
         chosen = row_numbers(tokens // CONTEXT, ROWS_PER_STEP, len(rows), options.seed)
         for at in range(0, ROWS_PER_STEP, ROWS_PER_PASS):
-            value = loss(pieces(rows[chosen[at:at + ROWS_PER_PASS]], context).contiguous())
+            batch = pieces(rows[chosen[at:at + ROWS_PER_PASS]], context).contiguous()
+            value = loss(batch.to(options.device))
             (value * ROWS_PER_PASS / ROWS_PER_STEP).backward()
             total, counted = total + value.item(), counted + 1
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -219,7 +221,8 @@ def main():
         state["tokens"], state["seconds"], clock = tokens + ROWS_PER_STEP * CONTEXT, state["seconds"] + now - clock, now
         ends = part_done(state) >= 1.0
         if ends or state["tokens"] // LEFT_OUT_EVERY != tokens // LEFT_OUT_EVERY:
-            left_out = left_out_loss(lambda batch: loss_of(model, batch), windows if ends else windows[::6])
+            left_out = left_out_loss(lambda batch: loss_of(model, batch), windows if ends else windows[::6],
+                                     options.device)
             with open(curve, "a", encoding="utf-8") as file:
                 file.write(f"{state['tokens']},{context},{rate:.6f},{total / counted:.4f},{left_out:.4f}\n")
             speed = (state["tokens"] - tokens_at_line) / (now - clock_at_line)

@@ -11,6 +11,8 @@ namespace nibble {
 namespace {
 
 constexpr int64_t kDefaultKvBytes = int64_t{1} << 30;
+// The rest is for what libraries and graphs take later.
+constexpr double kDeviceMemoryForKv = 0.9;
 constexpr int32_t kLogitRows = 32;  // at least, so that scoring a text takes few steps
 constexpr int32_t kScoreRows = 8;   // rows of logits that are on the host at a time
 
@@ -183,7 +185,12 @@ absl::StatusOr<std::unique_ptr<DecoderRunner>> DecoderRunner::Load(
   const KvSpec spec = impl->decoder->MakeKvSpec(format);
   const int64_t per_context = (context + kKvBlockTokens - 1) / kKvBlockTokens;
   int64_t blocks = options.kv_bytes / spec.BytesPerBlock();
-  if (options.kv_bytes == 0) {
+  if (const std::optional<size_t> left = impl->backend->MemoryLeft();
+      options.kv_bytes == 0 && left.has_value()) {
+    // A device's own memory serves nothing else.
+    blocks = static_cast<int64_t>(static_cast<double>(*left) * kDeviceMemoryForKv) /
+             spec.BytesPerBlock();
+  } else if (options.kv_bytes == 0) {
     blocks = std::min(std::max(options.max_sequences / 2, 1) * per_context,
                       kDefaultKvBytes / spec.BytesPerBlock());
     blocks = std::max(blocks, per_context);

@@ -78,7 +78,8 @@ struct DecoderRunnerOptions {
   int32_t max_sequences = 32;           // 1..4096
   int32_t token_budget = 512;           // tokens of one step, > max_sequences, at most 65536
   int64_t kv_bytes = 0;                 // memory of the KV pool; 0 = max_sequences / 2 whole
-                                        // contexts, at least one
+                                        // contexts, at least one; on a device with memory of its
+                                        // own, nine tenths of what the weights leave
 };
 
 // A runner on a Decoder: owns backend, decoder, KV pool and step buffers.

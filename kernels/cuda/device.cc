@@ -3,6 +3,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "kernels/check.h"
 #include "kernels/cuda/blas.h"
 
@@ -112,6 +115,41 @@ void Device::Zero(void* device, size_t bytes) {
 }
 
 absl::Status Device::Multiply(const Matmul& matmul) { return impl_->blas->Multiply(matmul); }
+
+absl::StatusOr<double> Device::MedianSeconds(const std::function<absl::Status()>& launches,
+                                             int warmups, int rounds) {
+  // Once eagerly: the library chooses its algorithms and kernels are loaded, which no graph
+  // records.
+  if (absl::Status status = launches(); !status.ok()) return status;
+  if (absl::Status status = Sync(); !status.ok()) return status;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t replay = nullptr;
+  cudaEvent_t begin = nullptr, end = nullptr;
+  impl_->Note(stream_, cudaStreamBeginCapture(impl_->stream, cudaStreamCaptureModeThreadLocal));
+  const absl::Status recorded = launches();
+  impl_->Note(stream_, cudaStreamEndCapture(impl_->stream, &graph));
+  impl_->Note(stream_, cudaGraphInstantiate(&replay, graph, 0));
+  impl_->Note(stream_, cudaEventCreate(&begin));
+  impl_->Note(stream_, cudaEventCreate(&end));
+  std::vector<double> seconds;
+  for (int round = -warmups; round < rounds && recorded.ok() && stream_.error == 0; ++round) {
+    impl_->Note(stream_, cudaEventRecord(begin, impl_->stream));
+    impl_->Note(stream_, cudaGraphLaunch(replay, impl_->stream));
+    impl_->Note(stream_, cudaEventRecord(end, impl_->stream));
+    impl_->Note(stream_, cudaEventSynchronize(end));
+    float milliseconds = 0;
+    impl_->Note(stream_, cudaEventElapsedTime(&milliseconds, begin, end));
+    if (round >= 0) seconds.push_back(1e-3 * static_cast<double>(milliseconds));
+  }
+  if (end != nullptr) cudaEventDestroy(end);
+  if (begin != nullptr) cudaEventDestroy(begin);
+  if (replay != nullptr) cudaGraphExecDestroy(replay);
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  if (!recorded.ok()) return recorded;
+  if (absl::Status status = Sync(); !status.ok()) return status;
+  std::nth_element(seconds.begin(), seconds.begin() + seconds.size() / 2, seconds.end());
+  return seconds[seconds.size() / 2];
+}
 
 absl::Status Device::Sync() {
   impl_->Note(stream_, cudaStreamSynchronize(impl_->stream));

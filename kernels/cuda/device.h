@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -63,6 +64,12 @@ class Device {
   // Unimplemented if the library has no algorithm for it. The choice of algorithm is kept per shape
   // and is the same for the life of the device.
   absl::Status Multiply(const Matmul& matmul);
+
+  // Seconds of one run of `launches` (which launches kernels and products on this device, nothing
+  // else), the median of `rounds` after `warmups`. On a GPU the launches are recorded once as a
+  // graph that is replayed, so that neither the host nor gaps between launches count.
+  absl::StatusOr<double> MedianSeconds(const std::function<absl::Status()>& launches, int warmups,
+                                       int rounds);
 
   // Waits; the one place where errors of launches, copies and kernels surface. After an error the
   // device is not used again.

@@ -34,9 +34,8 @@ class DeviceMemory {
     memory.data_ = device.Allocate(bytes);
     memory.bytes_ = bytes;
     if (memory.data_ != nullptr) return memory;
-    return absl::ResourceExhaustedError("GPU memory: " + std::to_string(bytes) +
-                                        " bytes wanted, " + std::to_string(device.FreeBytes()) +
-                                        " left");
+    return absl::ResourceExhaustedError("GPU memory: " + std::to_string(bytes) + " bytes wanted, " +
+                                        std::to_string(device.FreeBytes()) + " left");
   }
 
   void* data() const { return data_; }

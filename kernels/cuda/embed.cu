@@ -28,6 +28,23 @@ struct EmbedKernel {
   }
 };
 
+struct EmbedPackedKernel {
+  using Params = DeviceEmbedArgs;
+  static constexpr int kThreads = 256;
+  static constexpr int kMinBlocks = 1;
+
+  static NIBBLE_DEVICE void Run(const Params& p) {
+    const int64_t row = simt::BlockX();
+    simt::WaitForPreviousKernel();
+    const int64_t id = p.ids[row];
+    float* out = p.out + row * p.table.cols;
+    for (int64_t k = simt::Thread(); k < p.table.cols; k += simt::Threads()) {
+      out[k] = ReadPackedWeight(p.packed, id, k) * p.scale;
+    }
+    simt::StartNextKernel();
+  }
+};
+
 // bf16, cols a multiple of 8.
 struct EmbedBF16Kernel {
   using Params = DeviceEmbedArgs;
@@ -63,7 +80,9 @@ void LaunchEmbed(Device& device, const DeviceEmbedArgs& args) {
   LaunchShape shape;
   shape.grid_x = static_cast<int>(args.rows);
   shape.threads = args.table.cols >= 1024 ? 256 : 64;
-  if (args.table.scheme.code == DType::kBF16 && args.table.cols % 8 == 0) {
+  if (args.packed.data != nullptr) {
+    Launch<EmbedPackedKernel>(device.stream(), shape, args);
+  } else if (args.table.scheme.code == DType::kBF16 && args.table.cols % 8 == 0) {
     Launch<EmbedBF16Kernel>(device.stream(), shape, args);
   } else {
     Launch<EmbedKernel>(device.stream(), shape, args);

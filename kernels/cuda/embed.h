@@ -4,12 +4,15 @@
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/device_weight.h"
+#include "kernels/cuda/packed_weight.h"
 
 namespace nibble {
 
-// EmbedArgs (kernels/ops.h) with a table as it is stored, in any scheme.
+// EmbedArgs (kernels/ops.h) with a table in any scheme, as it is stored or, where it is a tied head,
+// as the head's product keeps it: the same bits.
 struct DeviceEmbedArgs {
-  DeviceWeight table;
+  DeviceWeight table;   // without pointers if `packed` holds it
+  PackedWeight packed;  // data == nullptr: as stored; otherwise output tile 0 is the table's first
   const int32_t* ids;  // (rows), each in [0, table.rows)
   int64_t rows;
   float scale;  // multiplies the row

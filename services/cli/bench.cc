@@ -20,6 +20,7 @@
 #include "engine/model/config.h"
 #include "engine/serve/engine.h"
 #include "engine/serve/runner.h"
+#include "kernels/open_device.h"
 #include "services/cli/client.h"
 #include "services/cli/exit_codes.h"
 #include "services/cli/logits_hash.h"
@@ -40,6 +41,7 @@ struct Options {
   std::string head_scheme;
   std::string kv;
   std::string keep;
+  std::string device = "auto";
   std::string tier;
   int threads = 0;
   int32_t prompt = 512;
@@ -213,18 +215,18 @@ absl::StatusOr<nlohmann::json> Measure(const Options& options, const std::string
   const int64_t blocks = (longest + kKvBlockTokens - 1) / kKvBlockTokens;
   runner_options.kv_bytes = spec.BytesPerBlock() * blocks * largest;
 
-  absl::StatusOr<std::unique_ptr<Backend>> backend =
-      MakeCpuBackend({.threads = options.threads, .tier = options.tier});
-  if (!backend.ok()) return backend.status();
-  Backend& device = **backend;
+  absl::StatusOr<OpenedDevice> opened_device =
+      OpenDevice(options.device, {.threads = options.threads, .tier = options.tier});
+  if (!opened_device.ok()) return opened_device.status();
+  Backend& device = *opened_device->backend;
   nlohmann::json result = {{"artifact", path},
                            {"scheme", scheme},
                            {"kv", kv},
                            {"mode", options.exact ? "exact" : "fast"},
-                           {"device", device.Description()}};
+                           {"device", opened_device->line}};
   const auto start = Clock::now();
   absl::StatusOr<std::unique_ptr<DecoderRunner>> runner =
-      DecoderRunner::Load(*std::move(backend), *config, **checkpoint, runner_options);
+      DecoderRunner::Load(std::move(opened_device->backend), *config, **checkpoint, runner_options);
   if (!runner.ok()) return runner.status();
   checkpoint->reset();
   result["load_seconds"] = Seconds(start);
@@ -350,6 +352,7 @@ RunVerb AddBench(CLI::App& command) {
   command.add_option("--kv", options->kv, "KV cache format: " + KvFormatNames());
   command.add_option("--keep", options->keep,
                      "write the synthetic artifact here and keep it; used again if it is there");
+  command.add_option("--device", options->device, "auto, cpu or cuda:N")->capture_default_str();
   command.add_option("--threads", options->threads, "0 = one for each CPU")
       ->check(CLI::Range(0, 256));
   command.add_option("--tier", options->tier,

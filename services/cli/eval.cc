@@ -12,6 +12,7 @@
 #include "engine/base/cat.h"
 #include "engine/eval/documents.h"
 #include "engine/eval/evaluate.h"
+#include "kernels/open_device.h"
 #include "services/cli/client.h"
 #include "services/cli/exit_codes.h"
 #include "services/cli/logits_hash.h"
@@ -33,6 +34,7 @@ struct Options {
   std::string kv;
   int64_t max_tokens = 0;
   int32_t window = 0;
+  std::string device = "auto";
   int threads = 0;
   bool exact = false;
   bool per_document = false;
@@ -84,18 +86,27 @@ absl::StatusOr<nlohmann::json> Run(const Options& options) {
       std::min<size_t>(longest, static_cast<size_t>(opened->config.max_positions)));
 
   const Mode mode = options.exact ? Mode::kExact : Mode::kFast;
-  absl::StatusOr<std::unique_ptr<Backend>> backend =
-      MakeCpuBackend({.threads = options.threads, .tier = ""});
-  if (!backend.ok()) return backend.status();
-  absl::StatusOr<std::unique_ptr<Decoder>> model = LoadDecoder(*opened, **backend, mode, context);
+  absl::StatusOr<OpenedDevice> device =
+      OpenDevice(options.device, {.threads = options.threads, .tier = ""});
+  if (!device.ok()) return device.status();
+  Backend& backend = *device->backend;
+  absl::StatusOr<std::unique_ptr<Decoder>> model = LoadDecoder(*opened, backend, mode, context);
   if (!model.ok()) return model.status();
+  // The yardstick runs on the CPU, whatever is measured.
+  std::unique_ptr<Backend> reference_backend;
   std::unique_ptr<Decoder> reference;
   if (!options.against.empty()) {
+    if (backend.MemoryLeft().has_value()) {
+      absl::StatusOr<std::unique_ptr<Backend>> cpu =
+          MakeCpuBackend({.threads = options.threads, .tier = ""});
+      if (!cpu.ok()) return cpu.status();
+      reference_backend = *std::move(cpu);
+    }
     absl::StatusOr<OpenedModel> other = OpenModel(options.against);
     if (!other.ok()) return other.status();
     // The yardstick is exact, as in a job's report.
-    absl::StatusOr<std::unique_ptr<Decoder>> loaded =
-        LoadDecoder(*other, **backend, Mode::kExact, context);
+    absl::StatusOr<std::unique_ptr<Decoder>> loaded = LoadDecoder(
+        *other, reference_backend != nullptr ? *reference_backend : backend, Mode::kExact, context);
     if (!loaded.ok()) return loaded.status();
     reference = *std::move(loaded);
   }
@@ -116,7 +127,7 @@ absl::StatusOr<nlohmann::json> Run(const Options& options) {
                            {"documents", evaluation->documents.size()},
                            {"mode", options.exact ? "exact" : "fast"},
                            {"kv", kv_name},
-                           {"device", (*backend)->Description()},
+                           {"device", device->line},
                            {"logits_hash", *hash}};
   if (reference != nullptr) {
     result["kl"] = evaluation->kl();
@@ -178,6 +189,7 @@ RunVerb AddEval(CLI::App& command) {
   command.add_flag("--exact", options->exact,
                    "do not quantize activations, keep K and V in f32: the reference");
   command.add_option("--kv", options->kv, "KV cache format: " + KvFormatNames());
+  command.add_option("--device", options->device, "auto, cpu or cuda:N")->capture_default_str();
   command.add_option("--threads", options->threads, "0 = one for each CPU")
       ->check(CLI::Range(0, 256));
   command.add_flag("--per-document", options->per_document,

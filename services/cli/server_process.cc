@@ -14,6 +14,7 @@
 
 #include "engine/artifact/file_system.h"
 #include "engine/base/cat.h"
+#include "kernels/open_device.h"
 #include "services/cli/source_resolver.h"
 #include "services/common/auth.h"
 #include "services/common/log.h"
@@ -78,6 +79,10 @@ absl::Status RunServer(const Settings& settings) {
   }
   std::unique_ptr<GenerationServer> generation;
   if (HasRole(settings, "generation")) {
+    const absl::StatusOr<OpenedDevice> device =
+        OpenDevice(settings.device, {.threads = settings.threads, .tier = ""});
+    if (!device.ok()) return device.status();
+    LogInfo("device", {{"runs", device->line}});
     absl::Status swept = SweepScratch(ScratchDirectory(settings));
     if (!swept.ok()) return swept;
     generation = std::make_unique<GenerationServer>(

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "engine/base/cat.h"
+#include "kernels/open_device.h"
 
 namespace nibble {
 namespace {
@@ -23,7 +24,7 @@ const SettingRow kRows[] = {
     {"--model-root", &S::model_root, 0, 0, "directory beneath which sources may be named by path; empty = none", "Where"},
     {"--roles", &S::roles, 0, 0, "services to run: quantization, generation", "Where"},
     {"--load", &S::load, 0, 0, "NAME=SOURCE: serve this artifact, model or path beneath --model-root from the start", "Where"},
-    {"--device", &S::device, 0, 0, "cpu, or auto: the best there is", "Where"},
+    {"--device", &S::device, 0, 0, "what runs models: cpu, cuda:N (the N-th GPU), or auto: the first GPU if there is one, else the CPU", "Where"},
     {"--threads", &S::threads, 0, 256, "threads of each model; 0 = one for each CPU", "Where"},
 
     {"--tls-cert", &S::tls_cert, 0, 0, "PEM file with the server's certificate chain", "Who may call"},
@@ -114,9 +115,8 @@ absl::Status ValidateSettings(const Settings& settings) {
   if (settings.data_dir.empty()) {
     return absl::InvalidArgumentError("--data-dir is not given; it must name a directory");
   }
-  if (settings.device != "cpu" && settings.device != "auto") {
-    return absl::InvalidArgumentError(
-        Cat("--device is \"", settings.device, "\"; it must be cpu or auto"));
+  if (absl::Status device = CheckDeviceName(settings.device); !device.ok()) {
+    return absl::InvalidArgumentError(Cat("--", std::string(device.message())));
   }
   if (settings.roles.empty()) {
     return absl::InvalidArgumentError("--roles is empty; give quantization, generation or both");

@@ -13,6 +13,7 @@
 #include "engine/model/decoder.h"
 #include "engine/serve/runner.h"
 #include "engine/serve/text_assembler.h"
+#include "kernels/open_device.h"
 #include "services/common/open_model.h"
 
 namespace nibble {
@@ -188,11 +189,11 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string
                 weight_bytes, " and one KV block ", kv.BytesPerBlock()));
       }
     }
-    absl::StatusOr<std::unique_ptr<Backend>> backend =
-        MakeCpuBackend({.threads = settings.threads, .tier = ""});
-    if (!backend.ok()) return backend.status();
-    absl::StatusOr<std::unique_ptr<DecoderRunner>> loaded =
-        DecoderRunner::Load(*std::move(backend), opened->config, *opened->checkpoint, options);
+    absl::StatusOr<OpenedDevice> device =
+        OpenDevice(settings.device, {.threads = settings.threads, .tier = ""});
+    if (!device.ok()) return device.status();
+    absl::StatusOr<std::unique_ptr<DecoderRunner>> loaded = DecoderRunner::Load(
+        std::move(device->backend), opened->config, *opened->checkpoint, options);
     if (!loaded.ok()) return loaded.status();
     const auto taken = static_cast<int64_t>((*loaded)->resident_bytes() + (*loaded)->kv_bytes());
     if (budget != 0 && taken > budget) {

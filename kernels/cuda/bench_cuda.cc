@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: Apache-2.0
+// Times the CUDA backend's products beside the device's ceilings and the library's bf16 product, in
+// one run on one device. Every case is checked against the reference product before it is timed.
+// One JSON object per line, flushed, so that a run that is cut off keeps what it has.
+//
+//   bench_cuda [--device 0] [--model 8b|70b|tiny] [--scheme bf16,int4-g128,...] [--rows 1,16,...]
+//              [--rounds 100]
+//
+// Weights are copied until they are far larger than the cache and taken in turn, launches are
+// replayed as a graph. `of_read` is bytes of weights over time over the copy ceiling; `of_peak` is
+// operations over time over the ceiling of the product's type; `of_bf16` is the time of the
+// library's bf16 product of the same shape, over this one's.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "kernels/cuda/ceilings.h"
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/linear_exact.h"
+#include "kernels/cuda/row_ops.h"
+
+namespace nibble {
+namespace {
+
+struct Shape {
+  const char* name;
+  int64_t out, in;
+};
+struct Model {
+  const char* name;
+  std::vector<Shape> shapes;
+};
+// Gate and up, and q, k and v, are one product each.
+const Model kModels[] = {
+    {"8b",
+     {{"qkv", 6144, 4096}, {"o", 4096, 4096}, {"gate_up", 28672, 4096}, {"down", 4096, 14336}}},
+    {"70b",
+     {{"qkv", 10240, 8192}, {"o", 8192, 8192}, {"gate_up", 57344, 8192}, {"down", 8192, 28672}}},
+    {"tiny", {{"square", 256, 256}}},
+};
+
+constexpr size_t kDistinctBytes = size_t{256} << 20;  // of weights, far beyond the cache
+constexpr int kMaxCopies = 64;
+constexpr int kWarmups = 20;
+constexpr int64_t kCheckedRows = 8;
+
+struct Settings {
+  int device = 0;
+  std::string model = "8b";
+  std::vector<std::string> schemes = {"bf16", "int8", "int4-g128", "int4-g128-asym", "w8a8"};
+  std::vector<int64_t> rows = {1, 4, 16, 64, 256, 2048};
+  int rounds = 100;
+  bool tiny() const { return model == "tiny"; }
+};
+
+// A stored weight of random codes in host memory.
+struct HostWeight {
+  WeightView view;
+  std::vector<uint32_t> parts[3];
+};
+HostWeight RandomWeight(const Scheme& scheme, int64_t rows, int64_t cols) {
+  HostWeight weight;
+  std::mt19937 random(1);
+  for (const StoredTensor& tensor : StoredTensors(scheme, rows, cols)) {
+    if (tensor.part == Part::kShape) continue;
+    auto& words = weight.parts[static_cast<size_t>(tensor.part)];
+    words.resize(static_cast<size_t>(tensor.bytes() + 3) / 4);
+    if (tensor.part == Part::kScales) {
+      const uint32_t scale = F32ToBF16(0.01f);
+      std::fill(words.begin(), words.end(), scale | scale << 16);
+    } else if (!scheme.quantized()) {
+      for (uint32_t& word : words) {
+        const auto uniform = [&random] { return static_cast<float>(random()) * 0x1p-32f - 0.5f; };
+        word = F32ToBF16(0.1f * uniform()) | static_cast<uint32_t>(F32ToBF16(0.1f * uniform()))
+                                                 << 16;
+      }
+    } else {
+      for (uint32_t& word : words) word = static_cast<uint32_t>(random());
+    }
+  }
+  weight.view = {
+      &scheme, rows, cols, weight.parts[0].data(), weight.parts[1].data(), weight.parts[2].data()};
+  return weight;
+}
+
+// Activations and room for outputs of the largest case, in every format.
+struct Operands {
+  std::vector<DeviceMemory> memory;
+  ActView float_view, bf16_view, int8_view;
+  void* out = nullptr;
+  float* exact = nullptr;
+};
+absl::StatusOr<Operands> MakeOperands(Device& device, int64_t rows, const Shape& shape) {
+  Operands operands;
+  absl::Status failed;
+  const auto take = [&](int64_t bytes) -> void* {
+    auto memory = DeviceMemory::Allocate(device, static_cast<size_t>(bytes));
+    if (!memory.ok()) {
+      failed = memory.status();
+      return nullptr;
+    }
+    operands.memory.push_back(*std::move(memory));
+    return operands.memory.back().data();
+  };
+  const int64_t elements = rows * shape.in;
+  operands.float_view = {{DType::kF32, 0}, shape.in, take(4 * elements), nullptr, nullptr};
+  operands.bf16_view = {{DType::kBF16, 0}, shape.in, take(2 * elements), nullptr, nullptr};
+  operands.int8_view = {{DType::kI8, kWholeRow},
+                        shape.in,
+                        take(elements),
+                        static_cast<float*>(take(4 * rows)),
+                        static_cast<int32_t*>(take(4 * rows))};
+  operands.out = take(2 * rows * shape.out);
+  operands.exact = static_cast<float*>(take(4 * kCheckedRows * shape.out));
+  auto* ones = static_cast<float*>(take(4 * shape.in));
+  auto* x = static_cast<float*>(take(4 * elements));
+  if (!failed.ok()) return failed;
+  std::mt19937 random(2);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(static_cast<size_t>(elements));
+  for (float& value : values) value = normal(random);
+  device.CopyIn(x, values.data(), values.size() * sizeof(float));
+  const std::vector<float> one(static_cast<size_t>(shape.in), 1.0f);
+  device.CopyIn(ones, one.data(), one.size() * sizeof(float));
+  RmsNormArgs norm{};
+  norm.x = x;
+  norm.weight = ones;
+  norm.eps = 1e-6f;
+  norm.dim = shape.in;
+  norm.num_rows = rows;
+  norm.out.count = 3;
+  norm.out.views = {operands.float_view, operands.bf16_view, operands.int8_view};
+  LaunchRmsNorm(device, norm);
+  return operands;
+}
+
+class Bench {
+ public:
+  Bench(Device& device, const Settings& settings)
+      : device_(device), settings_(settings), workspace_(LinearWorkspace::Make(device).value()) {}
+
+  void MeasureCeilings() {
+    if (!settings_.tiny()) ceilings_ = MeasureCudaCeilings(device_);
+    Print({{"case", "ceilings"},
+           {"device", device_.info().name},
+           {"copy_gb_per_s", ceilings_.read_gb_per_s},
+           {"bf16_tflops", 1e-3 * ceilings_.bf16_gflops},
+           {"int8_tops", 1e-3 * ceilings_.int8_gops}});
+  }
+
+  absl::Status Run(const Scheme& scheme, const Shape& shape) {
+    const HostWeight host = RandomWeight(scheme, shape.out, shape.in);
+    std::vector<std::unique_ptr<CudaLinear>> linears;
+    size_t bytes = 0;
+    do {
+      auto linear =
+          PrepareCudaLinear(device_, *workspace_, LinearGroup{{host.view}, {}}, Mode::kFast);
+      if (!linear.ok()) return linear.status();
+      bytes += (*linear)->resident_bytes();
+      linears.push_back(*std::move(linear));
+    } while (bytes < kDistinctBytes && linears.size() < kMaxCopies && !settings_.tiny());
+    std::vector<DeviceMemory> stored;
+    auto reference = UploadWeight(device_, host.view, &stored);
+    if (!reference.ok()) return reference.status();
+    const int64_t most = *std::max_element(settings_.rows.begin(), settings_.rows.end());
+    auto operands = MakeOperands(device_, most, shape);
+    if (!operands.ok()) return operands.status();
+    for (const int64_t rows : settings_.rows) {
+      nlohmann::json result = {{"case", "linear"},        {"scheme", std::string(scheme.name)},
+                               {"shape", shape.name},     {"rows", rows},
+                               {"out", shape.out},        {"in", shape.in},
+                               {"copies", linears.size()}};
+      const auto multiply = [&](const CudaLinear& linear) {
+        LinearArgs args{};
+        args.linear = &linear;
+        args.in.count = 1;
+        args.in.views[0] =
+            linear.formats[0].dtype == DType::kI8 ? operands->int8_view : operands->bf16_view;
+        args.rows = rows;
+        args.out[0] = Floats{operands->out, DType::kBF16};
+        return RunCudaLinear(device_, *workspace_, args);
+      };
+      auto error = Error(multiply, *linears[0], *reference, *operands, rows, shape);
+      if (!error.ok()) return error.status();
+      result["relative_error"] = *error;
+      if (!(*error < 1e-2)) {
+        result["failed"] = "the result is wrong: not timed";
+        Print(result);
+        ++failures_;
+        continue;
+      }
+      auto seconds = device_.MedianSeconds(
+          [&] {
+            for (const auto& linear : linears) {
+              if (absl::Status status = multiply(*linear); !status.ok()) return status;
+            }
+            return absl::OkStatus();
+          },
+          settings_.tiny() ? 0 : kWarmups, settings_.rounds);
+      if (!seconds.ok()) return seconds.status();
+      const double each = *seconds / static_cast<double>(linears.size());
+      const double weight_bytes = static_cast<double>(bytes) / static_cast<double>(linears.size());
+      const double operations = 2.0 * static_cast<double>(rows * shape.out * shape.in);
+      const bool integer = linears[0]->formats[0].dtype == DType::kI8;
+      const double peak = 1e9 * (integer ? ceilings_.int8_gops : ceilings_.bf16_gflops);
+      result["microseconds"] = 1e6 * each;
+      result["gb_per_s"] = 1e-9 * weight_bytes / each;
+      result["tflops"] = 1e-12 * operations / each;
+      result["of_read"] = Ratio(1e-9 * weight_bytes / each, ceilings_.read_gb_per_s);
+      result["of_peak"] = Ratio(operations / each, peak);
+      const std::string key = absl::StrCat(shape.name, " ", rows);
+      if (scheme.name == "bf16") bf16_[key] = each;
+      result["of_bf16"] = bf16_.count(key) > 0 ? Ratio(bf16_[key], each) : nullptr;
+      Print(result);
+    }
+    return absl::OkStatus();
+  }
+
+  int failures() const { return failures_; }
+
+ private:
+  static nlohmann::json Ratio(double value, double of) {
+    return of > 0 ? nlohmann::json(value / of) : nlohmann::json(nullptr);
+  }
+  static void Print(const nlohmann::json& line) {
+    std::printf("%s\n", line.dump().c_str());
+    std::fflush(stdout);
+  }
+
+  // ||y - reference|| / ||reference|| over the first rows.
+  template <typename Multiply>
+  absl::StatusOr<double> Error(Multiply&& multiply, const CudaLinear& linear,
+                               const DeviceWeight& reference, const Operands& operands,
+                               int64_t rows, const Shape& shape) {
+    const int64_t checked = std::min(rows, kCheckedRows);
+    const auto count = static_cast<size_t>(checked * shape.out);
+    std::vector<uint16_t> y(count, 0xffff);
+    device_.CopyIn(operands.out, y.data(), 2 * count);
+    if (absl::Status status = multiply(linear); !status.ok()) return status;
+    LaunchLinearExact(
+        device_, {reference, nullptr,
+                  linear.formats[0].dtype == DType::kI8 ? operands.float_view : operands.bf16_view,
+                  checked, Floats{operands.exact, DType::kF32}});
+    std::vector<float> exact(count);
+    device_.CopyOut(y.data(), operands.out, 2 * count);
+    device_.CopyOut(exact.data(), operands.exact, 4 * count);
+    if (absl::Status status = device_.Sync(); !status.ok()) return status;
+    double difference = 0, size = 0;
+    for (size_t i = 0; i < count; ++i) {
+      const double d = static_cast<double>(BF16ToF32(y[i])) - static_cast<double>(exact[i]);
+      difference += d * d;
+      size += static_cast<double>(exact[i]) * static_cast<double>(exact[i]);
+    }
+    return std::sqrt(difference / size);
+  }
+
+  Device& device_;
+  const Settings& settings_;
+  std::unique_ptr<LinearWorkspace> workspace_;
+  Ceilings ceilings_;
+  std::map<std::string, double> bf16_;  // seconds by shape and rows
+  int failures_ = 0;
+};
+
+int Fail(const std::string& what) {
+  std::fprintf(stderr, "bench_cuda: %s\n", what.c_str());
+  return 2;
+}
+
+int Main(int argc, char** argv) {
+  Settings settings;
+  for (int i = 1; i < argc; i += 2) {
+    const std::string flag = argv[i], value = i + 1 < argc ? argv[i + 1] : "";
+    bool good = i + 1 < argc;
+    if (flag == "--device") {
+      good = good && absl::SimpleAtoi(value, &settings.device);
+    } else if (flag == "--model") {
+      settings.model = value;
+    } else if (flag == "--scheme") {
+      settings.schemes = absl::StrSplit(value, ',');
+    } else if (flag == "--rounds") {
+      good = good && absl::SimpleAtoi(value, &settings.rounds) && settings.rounds >= 1;
+    } else if (flag == "--rows") {
+      settings.rows.clear();
+      for (const auto& part : absl::StrSplit(value, ',')) {
+        int64_t rows = 0;
+        good = good && absl::SimpleAtoi(part, &rows) && rows >= 1 && rows <= 65536;
+        settings.rows.push_back(rows);
+      }
+    } else {
+      good = false;
+    }
+    if (!good) return Fail(absl::StrCat("cannot use ", flag, " ", value));
+  }
+  const Model* model = std::find_if(std::begin(kModels), std::end(kModels),
+                                    [&](const Model& m) { return m.name == settings.model; });
+  if (model == std::end(kModels)) return Fail("--model must be 8b, 70b or tiny");
+  auto device = Device::Open(settings.device);
+  if (!device.ok()) return Fail(std::string(device.status().message()));
+  Bench bench(**device, settings);
+  bench.MeasureCeilings();
+  for (const Shape& shape : model->shapes) {
+    for (const std::string& name : settings.schemes) {
+      const Scheme* scheme = FindScheme(name);
+      if (scheme == nullptr) return Fail(absl::StrCat("no scheme is named ", name));
+      if (const absl::Status status = bench.Run(*scheme, shape); !status.ok()) {
+        return Fail(absl::StrCat(name, " ", shape.name, ": ", std::string(status.message())));
+      }
+    }
+  }
+  return bench.failures() == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace nibble
+
+int main(int argc, char** argv) { return nibble::Main(argc, argv); }

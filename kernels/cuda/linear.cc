@@ -1,0 +1,399 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/linear.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/check.h"
+#include "kernels/cuda/dequantize.h"
+#include "kernels/cuda/linear_exact.h"
+#include "kernels/cuda/linear_int8.h"
+#include "kernels/cuda/pack_weight.h"
+#include "kernels/cuda/row_ops.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kAnyRows = std::numeric_limits<int64_t>::max();
+// Weights are dequantized in slices of output features of at most this size.
+constexpr size_t kSliceBytes = size_t{128} << 20;
+
+// ---- What a part may be
+
+bool IsInt8(const LinearPart& part) { return part.int8[0] != nullptr; }
+bool IsExact(const LinearPart& part) { return part.mode == Mode::kExact; }
+bool IsDense(const LinearPart& part) {
+  return !part.weights[0].scheme.quantized() && part.weights[0].scheme.code == DType::kBF16;
+}
+bool IsPacked4(const LinearPart& part) {
+  return part.packed.data != nullptr && part.packed.layout.format.bits == 4;
+}
+bool IsPacked8(const LinearPart& part) {
+  return part.packed.data != nullptr && part.packed.layout.format.bits == 8;
+}
+bool IsAny(const LinearPart&) { return true; }
+
+// ---- How it is multiplied
+
+struct LinearCall {
+  Device& device;
+  LinearWorkspace& workspace;
+  const LinearPart& part;
+  const ActView& in;
+  const LinearArgs& args;
+
+  const Floats& out(int i) const { return args.out[static_cast<size_t>(part.first + i)]; }
+  const DeviceWeight& weight(int i) const { return part.weights[static_cast<size_t>(i)]; }
+  const float* bias(int i) const { return part.biases[static_cast<size_t>(i)]; }
+};
+
+absl::Status RunExact(const LinearCall& call) {
+  for (int i = 0; i < call.part.count; ++i) {
+    LaunchLinearExact(call.device,
+                      {call.weight(i), call.bias(i), call.in, call.args.rows, call.out(i)});
+  }
+  return absl::OkStatus();
+}
+
+// y (rows, features) = x * w^T for features [first, first + count) of weight i, from bf16 weights.
+absl::Status MultiplyDense(const LinearCall& call, int i, const void* weights, int64_t first,
+                           int64_t count) {
+  const Floats& out = call.out(i);
+  Matmul matmul;
+  matmul.m = call.args.rows;
+  matmul.n = count;
+  matmul.k = call.weight(i).cols;
+  matmul.a = call.in.data;
+  matmul.b = weights;
+  matmul.d = static_cast<uint8_t*>(out.data) + static_cast<size_t>(first) * BytesOf(out.dtype);
+  matmul.lda = matmul.ldb = matmul.k;
+  matmul.ldd = call.weight(i).rows;
+  matmul.out = out.dtype;
+  return call.device.Multiply(matmul);
+}
+
+void AddBias(const LinearCall& call, int i) {
+  if (call.bias(i) == nullptr) return;
+  LaunchAddBias(call.device, {call.out(i), call.bias(i), call.args.rows, call.weight(i).rows});
+}
+
+absl::Status RunDense(const LinearCall& call) {
+  for (int i = 0; i < call.part.count; ++i) {
+    if (absl::Status status = MultiplyDense(call, i, call.weight(i).codes, 0, call.weight(i).rows);
+        !status.ok()) {
+      return status;
+    }
+    AddBias(call, i);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RunDequantized(const LinearCall& call) {
+  int tile = 0;
+  for (int i = 0; i < call.part.count; ++i) {
+    const DeviceWeight& weight = call.weight(i);
+    const int64_t slice = std::max<int64_t>(
+        1, static_cast<int64_t>(call.workspace.dequantized_bytes()) / (2 * weight.cols));
+    for (int64_t first = 0; first < weight.rows; first += slice) {
+      const int64_t count = std::min(slice, weight.rows - first);
+      const Floats to{call.workspace.dequantized(), DType::kBF16};
+      if (call.part.packed.data != nullptr) {
+        LaunchDequantizePacked(call.device, call.part.packed, int64_t{tile} * kPackedTile + first,
+                               count, weight.cols, to);
+      } else {
+        LaunchDequantize(call.device, weight, first, count, to);
+      }
+      if (absl::Status status = MultiplyDense(call, i, to.data, first, count); !status.ok()) {
+        return status;
+      }
+    }
+    AddBias(call, i);
+    tile += PackedTiles(weight.rows);
+  }
+  return absl::OkStatus();
+}
+
+PackedLinearArgs PackedArgs(const LinearCall& call) {
+  PackedLinearArgs args;
+  args.weight = call.part.packed;
+  args.x = static_cast<const uint16_t*>(call.in.data);
+  args.rows = call.args.rows;
+  args.cols = call.weight(0).cols;
+  args.num_segments = call.part.count;
+  int tile = 0;
+  for (int i = 0; i < call.part.count; ++i) {
+    args.segments[static_cast<size_t>(i)] = {tile, call.weight(i).rows, call.bias(i), call.out(i)};
+    tile += PackedTiles(call.weight(i).rows);
+  }
+  args.scratch = call.workspace.packed();
+  return args;
+}
+
+absl::Status RunW4A16(const LinearCall& call) {
+  LaunchLinearW4A16(call.device, PackedArgs(call));
+  return absl::OkStatus();
+}
+absl::Status RunW8A16(const LinearCall& call) {
+  LaunchLinearW8A16(call.device, PackedArgs(call));
+  return absl::OkStatus();
+}
+
+absl::Status RunInt8(const LinearCall& call) {
+  LinearInt8Args args;
+  args.count = call.part.count;
+  args.in = call.in;
+  args.rows = call.args.rows;
+  for (int i = 0; i < call.part.count; ++i) {
+    const auto w = static_cast<size_t>(i);
+    args.weights[w] = {call.part.int8[w], call.bias(i), call.weight(i).rows};
+    args.out[w] = call.out(i);
+  }
+  LaunchLinearInt8(call.device, args);
+  return absl::OkStatus();
+}
+
+// The first row that takes the part and has room for the tokens multiplies it.
+struct LinearRow {
+  bool (*takes)(const LinearPart& part);
+  int64_t max_rows;
+  absl::Status (*run)(const LinearCall& call);
+};
+// clang-format off
+constexpr LinearRow kLinearTable[] = {
+    {IsInt8,    kAnyRows,         RunInt8},
+    {IsExact,   kAnyRows,         RunExact},
+    {IsDense,   kAnyRows,         RunDense},
+    {IsPacked4, kMaxLinearTokens, RunW4A16},
+    {IsPacked8, kMaxLinearTokens, RunW8A16},
+    {IsPacked4, kAnyRows,         RunDequantized},
+    {IsPacked8, kAnyRows,         RunDequantized},
+    {IsAny,     8,                RunExact},
+    {IsAny,     kAnyRows,         RunDequantized},
+};
+// clang-format on
+
+// ---- How it is kept
+
+ActFormat InputFormat(const Scheme& scheme, Mode mode) {
+  if (scheme.activation == Activation::kInt8PerToken) return {DType::kI8, kWholeRow};
+  return {mode == Mode::kExact ? DType::kF32 : DType::kBF16, 0};
+}
+
+// Weights in one launch: neighbours of the same layout.
+bool SharesPart(const Scheme& a, const Scheme& b, Mode mode) {
+  if (a.activation != b.activation) return false;
+  if (a.activation == Activation::kInt8PerToken) return true;
+  if (mode == Mode::kExact) return false;
+  return HasPackedFormat(a) && HasPackedFormat(b) && PackedFormatOf(a) == PackedFormatOf(b);
+}
+
+// The stored form is on the device only while it is repacked.
+template <typename Pack>
+absl::StatusOr<DeviceWeight> Repack(Device& device, const WeightView& view, Pack&& pack) {
+  std::vector<DeviceMemory> stored;
+  absl::StatusOr<DeviceWeight> weight = UploadWeight(device, view, &stored);
+  if (!weight.ok()) return weight.status();
+  pack(*weight);
+  if (absl::Status status = device.Sync(); !status.ok()) return status;
+  weight->codes = weight->scales = weight->zeros = nullptr;
+  return weight;
+}
+
+absl::Status PackInt8Part(Device& device, std::span<const WeightView> views, LinearPart* part) {
+  for (size_t i = 0; i < views.size(); ++i) {
+    if (views[i].cols > kMaxInt8LinearCols) {
+      return absl::UnimplementedError(absl::StrCat("w8a8 on CUDA takes up to ", kMaxInt8LinearCols,
+                                                   " input features; a weight has ",
+                                                   views[i].cols));
+    }
+    const Int8Layout layout{views[i].rows, views[i].cols};
+    absl::StatusOr<DeviceMemory> packed =
+        DeviceMemory::Allocate(device, static_cast<size_t>(layout.bytes()));
+    if (!packed.ok()) return packed.status();
+    absl::StatusOr<DeviceWeight> weight = Repack(device, views[i], [&](const DeviceWeight& stored) {
+      LaunchPackInt8(device, stored, packed->as<uint8_t>());
+    });
+    if (!weight.ok()) return weight.status();
+    part->weights[i] = *weight;
+    part->int8[i] = packed->as<uint8_t>();
+    part->memory.push_back(*std::move(packed));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PackPart(Device& device, std::span<const WeightView> views, LinearPart* part) {
+  PackedLayout layout;
+  layout.format = PackedFormatOf(*views[0].scheme);
+  layout.k_tiles = PackedTiles(views[0].cols);
+  for (const WeightView& view : views) layout.n_tiles += PackedTiles(view.rows);
+  absl::StatusOr<DeviceMemory> packed =
+      DeviceMemory::Allocate(device, static_cast<size_t>(layout.Bytes()));
+  if (!packed.ok()) return packed.status();
+  part->packed = PackedWeight{layout, packed->as<uint8_t>()};
+  int tile = 0;
+  for (size_t i = 0; i < views.size(); ++i) {
+    absl::StatusOr<DeviceWeight> weight = Repack(device, views[i], [&](const DeviceWeight& stored) {
+      LaunchPackWeight(device, stored, part->packed, tile);
+    });
+    if (!weight.ok()) return weight.status();
+    part->weights[i] = *weight;
+    tile += PackedTiles(views[i].rows);
+  }
+  part->memory.push_back(*std::move(packed));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+size_t CudaLinear::resident_bytes() const {
+  size_t bytes = 0;
+  for (const LinearPart& part : parts) {
+    for (const DeviceMemory& memory : part.memory) bytes += memory.bytes();
+  }
+  return bytes;
+}
+
+absl::StatusOr<std::unique_ptr<LinearWorkspace>> LinearWorkspace::Make(Device& device) {
+  auto workspace = std::make_unique<LinearWorkspace>();
+  absl::StatusOr<DeviceMemory> parts = DeviceMemory::Allocate(
+      device, static_cast<size_t>(LinearPartFloats(device.info().multiprocessors)) * sizeof(float));
+  if (!parts.ok()) return parts.status();
+  workspace->parts_ = *std::move(parts);
+  return workspace;
+}
+
+LinearScratch LinearWorkspace::packed() const {
+  return {parts_.as<float>(), arrived_.as<int32_t>()};
+}
+
+absl::Status LinearWorkspace::ReserveDequantized(Device& device, size_t bytes) {
+  if (bytes <= dequantized_.bytes()) return absl::OkStatus();
+  dequantized_ = DeviceMemory();
+  absl::StatusOr<DeviceMemory> memory = DeviceMemory::Allocate(device, bytes);
+  if (!memory.ok()) return memory.status();
+  dequantized_ = *std::move(memory);
+  return absl::OkStatus();
+}
+
+absl::Status LinearWorkspace::ReserveTiles(Device& device, int64_t output_tiles) {
+  const size_t bytes = static_cast<size_t>(output_tiles) * sizeof(int32_t);
+  if (bytes <= arrived_.bytes()) return absl::OkStatus();
+  arrived_ = DeviceMemory();
+  absl::StatusOr<DeviceMemory> memory = DeviceMemory::Allocate(device, bytes);
+  if (!memory.ok()) return memory.status();
+  arrived_ = *std::move(memory);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<DeviceWeight> UploadWeight(Device& device, const WeightView& view,
+                                          std::vector<DeviceMemory>* memory) {
+  DeviceWeight weight;
+  weight.scheme = *view.scheme;
+  weight.rows = view.rows;
+  weight.cols = view.cols;
+  for (const StoredTensor& tensor : StoredTensors(*view.scheme, view.rows, view.cols)) {
+    const void* host = nullptr;
+    const void** slot = nullptr;
+    switch (tensor.part) {
+      case Part::kCodes:
+        host = view.codes, slot = &weight.codes;
+        break;
+      case Part::kScales:
+        host = view.scales, slot = &weight.scales;
+        break;
+      case Part::kZeros:
+        host = view.zeros, slot = &weight.zeros;
+        break;
+      case Part::kShape:
+        continue;
+    }
+    const auto bytes = static_cast<size_t>(tensor.bytes());
+    absl::StatusOr<DeviceMemory> allocated = DeviceMemory::Allocate(device, bytes);
+    if (!allocated.ok()) return allocated.status();
+    device.CopyIn(allocated->data(), host, bytes);
+    *slot = allocated->data();
+    memory->push_back(*std::move(allocated));
+  }
+  return weight;
+}
+
+absl::StatusOr<std::unique_ptr<CudaLinear>> PrepareCudaLinear(Device& device,
+                                                              LinearWorkspace& workspace,
+                                                              const LinearGroup& group, Mode mode) {
+  NIBBLE_CHECK(!group.weights.empty() && group.weights.size() <= kMaxGroupWeights);
+  auto linear = std::make_unique<CudaLinear>();
+  for (size_t i = 0; i < group.weights.size();) {
+    const Scheme& scheme = *group.weights[i].scheme;
+    size_t end = i + 1;
+    while (end < group.weights.size() && SharesPart(scheme, *group.weights[end].scheme, mode)) {
+      ++end;
+    }
+    const std::span<const WeightView> views(group.weights.data() + i, end - i);
+    LinearPart part;
+    part.first = static_cast<int>(i);
+    part.count = static_cast<int>(views.size());
+    part.mode = mode;
+    const ActFormat format = InputFormat(scheme, mode);
+    const auto found = std::find(linear->formats.begin(), linear->formats.end(), format);
+    part.format = static_cast<int>(found - linear->formats.begin());
+    if (found == linear->formats.end()) linear->formats.push_back(format);
+
+    if (scheme.activation == Activation::kInt8PerToken) {
+      if (absl::Status status = PackInt8Part(device, views, &part); !status.ok()) return status;
+    } else if (mode == Mode::kFast && HasPackedFormat(scheme)) {
+      if (absl::Status status = PackPart(device, views, &part); !status.ok()) return status;
+      if (absl::Status status = workspace.ReserveTiles(device, part.packed.layout.n_tiles);
+          !status.ok()) {
+        return status;
+      }
+    } else {
+      for (size_t w = 0; w < views.size(); ++w) {
+        absl::StatusOr<DeviceWeight> weight = UploadWeight(device, views[w], &part.memory);
+        if (!weight.ok()) return weight.status();
+        part.weights[w] = *weight;
+      }
+    }
+    for (size_t w = 0; w < views.size(); ++w) {
+      const float* bias = i + w < group.biases.size() ? group.biases[i + w] : nullptr;
+      if (bias == nullptr) continue;
+      const size_t bytes = static_cast<size_t>(views[w].rows) * sizeof(float);
+      absl::StatusOr<DeviceMemory> memory = DeviceMemory::Allocate(device, bytes);
+      if (!memory.ok()) return memory.status();
+      device.CopyIn(memory->data(), bias, bytes);
+      part.biases[w] = memory->as<float>();
+      part.memory.push_back(*std::move(memory));
+    }
+    if (mode == Mode::kFast && !IsInt8(part) && !IsDense(part)) {
+      for (const WeightView& view : views) {
+        const size_t row = static_cast<size_t>(view.cols) * sizeof(uint16_t);
+        const size_t whole = row * static_cast<size_t>(view.rows);
+        if (absl::Status status =
+                workspace.ReserveDequantized(device, std::min(whole, std::max(row, kSliceBytes)));
+            !status.ok()) {
+          return status;
+        }
+      }
+    }
+    linear->parts.push_back(std::move(part));
+    i = end;
+  }
+  if (absl::Status status = device.Sync(); !status.ok()) return status;
+  return linear;
+}
+
+absl::Status RunCudaLinear(Device& device, LinearWorkspace& workspace, const LinearArgs& args) {
+  const auto& linear = *static_cast<const CudaLinear*>(args.linear);
+  NIBBLE_CHECK(args.in.count == static_cast<int>(linear.formats.size()));
+  if (args.rows == 0) return absl::OkStatus();
+  for (const LinearPart& part : linear.parts) {
+    const LinearRow* row = kLinearTable;
+    while (!row->takes(part) || args.rows > row->max_rows) ++row;
+    const absl::Status status =
+        row->run({device, workspace, part, args.in.views[static_cast<size_t>(part.format)], args});
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace nibble

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// The linears of the CUDA backend: how each weight is kept, and which kernel multiplies it for how
+// many tokens (kLinearTable in linear.cc).
+#pragma once
+
+#include <array>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/device_weight.h"
+#include "kernels/cuda/linear_packed.h"
+
+namespace nibble {
+
+// Weights of a group that one launch multiplies: neighbours in the same layout.
+struct LinearPart {
+  int first = 0;  // index of the first weight in the group
+  int count = 1;
+  int format = 0;  // index of the input in LinearArgs::in
+  Mode mode = Mode::kFast;
+  std::array<DeviceWeight, kMaxGroupWeights> weights{};  // without pointers in another layout
+  std::array<const float*, kMaxGroupWeights> biases{};
+  PackedWeight packed;                                  // data == nullptr: not in this layout
+  std::array<const uint8_t*, kMaxGroupWeights> int8{};  // Int8Layout; nullptr: not in this layout
+  std::vector<DeviceMemory> memory;
+};
+
+class CudaLinear : public PreparedLinear {
+ public:
+  std::span<const ActFormat> input_formats() const override { return formats; }
+  size_t resident_bytes() const override;
+
+  std::vector<ActFormat> formats;
+  std::vector<LinearPart> parts;
+};
+
+// Scratch that the products of one device share, in stream order.
+class LinearWorkspace {
+ public:
+  static absl::StatusOr<std::unique_ptr<LinearWorkspace>> Make(Device& device);
+  LinearScratch packed() const;
+  // A slice of dequantized weights: bf16, this many bytes.
+  uint16_t* dequantized() const { return dequantized_.as<uint16_t>(); }
+  size_t dequantized_bytes() const { return dequantized_.bytes(); }
+  // Grows to at least this many bytes; never during a step.
+  absl::Status ReserveDequantized(Device& device, size_t bytes);
+  absl::Status ReserveTiles(Device& device, int64_t output_tiles);
+
+ private:
+  DeviceMemory parts_, arrived_, dequantized_;
+};
+
+// Backend::Prepare.
+absl::StatusOr<std::unique_ptr<CudaLinear>> PrepareCudaLinear(Device& device,
+                                                              LinearWorkspace& workspace,
+                                                              const LinearGroup& group, Mode mode);
+
+// Copies the stored tensors of a weight to the device; `memory` receives what was allocated.
+absl::StatusOr<DeviceWeight> UploadWeight(Device& device, const WeightView& view,
+                                          std::vector<DeviceMemory>* memory);
+
+// Backend::Linear. An error of the library surfaces here.
+absl::Status RunCudaLinear(Device& device, LinearWorkspace& workspace, const LinearArgs& args);
+
+}  // namespace nibble

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// The forward pass on the CUDA backend beside the CPU in exact mode, teacher-forced.
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "engine/eval/evaluate.h"
+#include "engine/model/decoder.h"
+#include "tests/support/cuda/emulated_backend.h"
+#include "tests/support/cuda/emulated_device.h"
+#include "tests/support/fake_weights.h"
+
+namespace nibble {
+namespace {
+
+using testing::FakeWeights;
+using testing::MakeEmulatedBackend;
+using testing::TinyConfig;
+
+struct Case {
+  const char* name;
+  const char* scheme;
+  const char* kv;
+  Mode mode;
+  double kl;  // nats per token, at most
+};
+
+std::vector<Document> RandomDocuments(int32_t vocab) {
+  std::mt19937 random(5);
+  std::vector<Document> documents;
+  for (const size_t length : {2u, 17u, 70u}) {
+    Document document(length);
+    for (int32_t& id : document) id = static_cast<int32_t>(random() % static_cast<unsigned>(vocab));
+    documents.push_back(document);
+  }
+  return documents;
+}
+
+std::unique_ptr<Decoder> Load(Backend& backend, const DecoderConfig& config,
+                              const WeightSource& weights, Mode mode) {
+  DecoderOptions options;
+  options.mode = mode;
+  options.max_rows = options.max_logit_rows = 70;
+  auto decoder = Decoder::Load(backend, config, weights, options);
+  EXPECT_TRUE(decoder.ok()) << decoder.status();
+  return decoder.ok() ? *std::move(decoder) : nullptr;
+}
+
+class CudaDecoder : public ::testing::TestWithParam<Case> {};
+
+TEST_P(CudaDecoder, AgreesWithTheCpuInExactMode) {
+  const DecoderConfig config = TinyConfig();
+  const FakeWeights weights(config, *FindScheme(GetParam().scheme));
+  const auto gpu = MakeEmulatedBackend().value();
+  const auto cpu = MakeCpuBackend({.threads = 2, .tier = ""}).value();
+  const auto model = Load(*gpu, config, weights, GetParam().mode);
+  const auto reference = Load(*cpu, config, weights, Mode::kExact);
+  ASSERT_TRUE(model != nullptr && reference != nullptr);
+  const auto evaluation = Evaluate(*model, reference.get(), RandomDocuments(config.vocab),
+                                   *FindKvFormat(GetParam().kv), {});
+  ASSERT_TRUE(evaluation.ok()) << evaluation.status();
+  EXPECT_EQ(evaluation->predictions(), 86);
+  EXPECT_LT(evaluation->kl(), GetParam().kl);
+  EXPECT_GT(evaluation->kl(), 0.0);
+  EXPECT_GT(evaluation->same_top(), 0.9);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, CudaDecoder,
+    ::testing::Values(Case{"BF16", "bf16", "bf16", Mode::kFast, 1e-4},
+                      Case{"F32Exact", "f32", "f32", Mode::kExact, 1e-4},
+                      Case{"Int4", "int4-g32", "bf16", Mode::kFast, 3e-4},
+                      Case{"Int4Asym", "int4-g64-asym", "bf16", Mode::kFast, 3e-4},
+                      Case{"Int4Exact", "int4-g32", "bf16", Mode::kExact, 3e-4},
+                      Case{"Int8", "int8", "bf16", Mode::kFast, 3e-4},
+                      Case{"W8A8", "w8a8", "bf16", Mode::kFast, 1e-3},
+                      Case{"KvInt8", "bf16", "int8", Mode::kFast, 1e-3}),
+    [](const auto& test) { return std::string(test.param.name); });
+
+TEST(CudaBackend, RunningOutOfMemoryIsResourceExhaustedAtLoad) {
+  const DecoderConfig config = TinyConfig();
+  const FakeWeights weights(config, *FindScheme("bf16"));
+  testing::EmulatedDevice().memory_bytes = size_t{400} << 10;
+  const auto gpu = MakeEmulatedBackend();
+  if (gpu.ok()) {
+    DecoderOptions options;
+    const auto decoder = Decoder::Load(**gpu, config, weights, options);
+    EXPECT_EQ(decoder.status().code(), absl::StatusCode::kResourceExhausted) << decoder.status();
+  } else {
+    EXPECT_EQ(gpu.status().code(), absl::StatusCode::kResourceExhausted) << gpu.status();
+  }
+  testing::EmulatedDevice() = {};
+}
+
+TEST(CudaBackend, SaysWhatAttentionDoesNotTake) {
+  const auto gpu = MakeEmulatedBackend().value();
+  KvSpec spec{FindKvFormat("bf16"), 1, 1, 20};
+  KvPool pool;
+  const auto memory = gpu->AllocateKv(spec, 1, &pool);
+  EXPECT_EQ(memory.status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_NE(std::string(memory.status().message()).find("head_dim is 20"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace nibble
