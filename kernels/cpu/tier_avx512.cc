@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels/cpu/scalar_codes.h"
 #include "kernels/cpu/tier.h"
 
 namespace nibble {
