@@ -29,10 +29,13 @@ enum class DType : uint8_t {
   kI8,
   kU8,
   kBool,
-  kI4
+  kI4,
+  kI3,
+  kI2,
+  kNF4
 };
 
-// Bits of one element; kI4 exists only inside packed words.
+// Bits of one element; what has fewer than 8 exists only inside packed words.
 constexpr int BitsOf(DType type) {
   switch (type) {
     case DType::kNone:
@@ -53,7 +56,12 @@ constexpr int BitsOf(DType type) {
     case DType::kBool:
       return 8;
     case DType::kI4:
+    case DType::kNF4:
       return 4;
+    case DType::kI3:
+      return 3;
+    case DType::kI2:
+      return 2;
   }
   return 0;
 }
@@ -88,6 +96,9 @@ constexpr std::string_view SafetensorsName(DType type) {
       return "BOOL";
     case DType::kNone:
     case DType::kI4:
+    case DType::kI3:
+    case DType::kI2:
+    case DType::kNF4:
       return "";
   }
   return "";

@@ -18,12 +18,13 @@ namespace nibble {
 
 // How a linear wants its input. Float formats have group 0 and no scales.
 struct ActFormat {
-  DType dtype = DType::kF32;  // kF32 | kBF16 | kI8
-  int64_t group = 0;          // kI8: input features per scale; kWholeRow (-1) = one scale per token
+  DType dtype = DType::kF32;  // kF32 | kBF16 | kI8 | kF8E4M3
+  int64_t group = 0;  // kI8, kF8E4M3: input features per scale; kWholeRow (-1) = one per token
 
   friend constexpr bool operator==(const ActFormat&, const ActFormat&) = default;
   constexpr int64_t GroupsPerRow(int64_t cols) const {
-    return dtype != DType::kI8 ? 0 : (group < 0 ? 1 : (cols + group - 1) / group);
+    if (dtype != DType::kI8 && dtype != DType::kF8E4M3) return 0;
+    return group < 0 ? 1 : (cols + group - 1) / group;
   }
 };
 
@@ -32,7 +33,7 @@ struct ActView {
   ActFormat format;
   int64_t cols = 0;         // features
   void* data = nullptr;     // (rows, cols) of format.dtype
-  float* scales = nullptr;  // (rows, groups) kI8 only: x ~= data * scale
+  float* scales = nullptr;  // (rows, groups) kI8 and kF8E4M3 only: x ~= data * scale
   int32_t* sums = nullptr;  // (rows, groups) kI8 only: sum of the codes of the group, for
                             // zero-point corrections
 };

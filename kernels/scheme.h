@@ -8,7 +8,8 @@
 //
 // A weight W has shape [rows = output features, cols = input features], row-major.
 // Integer formats: W[n][k] ~= (q[n][k] - z[n][k / group]) * s[n][k / group], with q and z signed,
-// -2^(b-1) <= q, z <= 2^(b-1) - 1. The last group of a row may be short.
+// -2^(b-1) <= q, z <= 2^(b-1) - 1. E4M3 and NF4: W[n][k] ~= value(q[n][k]) * s[n][k / group], with
+// the values of dtype.h and codec.h. The last group of a row may be short.
 // The stored layout is that of compressed-tensors (docs/artifact.md): codes biased to unsigned and
 // packed LSB-first into int32 words along the input axis, zero points packed along the output axis.
 #pragma once
@@ -26,14 +27,15 @@ inline constexpr int64_t kWholeRow = -1;
 // How codes lie on disk and in the views that a backend receives.
 enum class Container : uint8_t {
   kPlain,   // "weight", in the code type itself (f32, f16, bf16)
-  kPacked,  // "weight_packed": code + 2^(bits-1) as an LSB-first bit stream of int32 words, per row
-  kBytes,   // "weight": one int8 per code
+  kPacked,  // "weight_packed": code - code_min() as an LSB-first bit stream of int32 words, per row
+  kBytes,   // "weight": one byte per code, in the code type itself (int8, e4m3)
 };
 
 // What the matrix product consumes.
 enum class Activation : uint8_t {
   kFloat,         // the activation as it is (weight-only schemes)
   kInt8PerToken,  // int8, symmetric, one dynamic scale per token
+  kE4M3PerToken,  // e4m3, one dynamic scale per token
 };
 
 struct Scheme {
@@ -41,15 +43,27 @@ struct Scheme {
   DType code;             // Type of one stored weight.
   Container container;
   int64_t group;  // Input features that share one scale: kWholeRow or a count.
-  DType scale;    // Type of one scale; kNone = not quantized.
+  DType scale;    // Type of one scale; kNone = not quantized, kU8 = quantized itself (nested).
   DType zero;     // Type of one zero point; kNone = symmetric (zero point 0).
   Activation activation;
 
   constexpr bool quantized() const { return scale != DType::kNone; }
   constexpr bool symmetric() const { return zero == DType::kNone; }
+  // Double quantization: scales are codes under f32 scales of their own, see Part::kNested.
+  constexpr bool nested() const { return scale == DType::kU8; }
   constexpr int bits() const { return BitsOf(code); }
-  constexpr int code_min() const { return -(1 << (bits() - 1)); }
-  constexpr int code_max() const { return (1 << (bits() - 1)) - 1; }
+  // Range of a code: of the signed integer, of the index into the NF4 table, of the byte of e4m3
+  // taken as int8.
+  constexpr int code_min() const { return code == DType::kNF4 ? 0 : -(1 << (bits() - 1)); }
+  constexpr int code_max() const { return code_min() + (1 << bits()) - 1; }
+  // A symmetric scale is the largest magnitude of its group divided by this: the largest value of
+  // e4m3 and of NF4, and half of the steps of an integer grid, which puts the ends half a step
+  // beyond the largest code and half a step within the smallest.
+  constexpr double span() const {
+    return code == DType::kF8E4M3 ? double{kMaxE4M3}
+           : code == DType::kNF4  ? 1.0
+                                  : (code_max() - code_min()) / 2.0;
+  }
   // Number of scales in one row of `cols` input features.
   constexpr int64_t GroupsPerRow(int64_t cols) const {
     return group == kWholeRow ? 1 : (cols + group - 1) / group;
@@ -74,7 +88,19 @@ inline constexpr Scheme kSchemes[] = {
     {"int4-g128-asym", DType::kI4,   Container::kPacked, 128,       DType::kBF16, DType::kI4,   Activation::kFloat},
     {"int4-g64-asym",  DType::kI4,   Container::kPacked, 64,        DType::kBF16, DType::kI4,   Activation::kFloat},
     {"int4-g32-asym",  DType::kI4,   Container::kPacked, 32,        DType::kBF16, DType::kI4,   Activation::kFloat},
+    {"int3-g128",      DType::kI3,   Container::kPacked, 128,       DType::kBF16, DType::kNone, Activation::kFloat},
+    {"int3-g64",       DType::kI3,   Container::kPacked, 64,        DType::kBF16, DType::kNone, Activation::kFloat},
+    {"int3-g128-asym", DType::kI3,   Container::kPacked, 128,       DType::kBF16, DType::kI3,   Activation::kFloat},
+    {"int3-g64-asym",  DType::kI3,   Container::kPacked, 64,        DType::kBF16, DType::kI3,   Activation::kFloat},
+    {"int2-g64",       DType::kI2,   Container::kPacked, 64,        DType::kBF16, DType::kNone, Activation::kFloat},
+    {"int2-g32",       DType::kI2,   Container::kPacked, 32,        DType::kBF16, DType::kNone, Activation::kFloat},
+    {"int2-g64-asym",  DType::kI2,   Container::kPacked, 64,        DType::kBF16, DType::kI2,   Activation::kFloat},
+    {"int2-g32-asym",  DType::kI2,   Container::kPacked, 32,        DType::kBF16, DType::kI2,   Activation::kFloat},
+    {"nf4",            DType::kNF4,  Container::kPacked, 64,        DType::kBF16, DType::kNone, Activation::kFloat},
+    {"nf4-dq",         DType::kNF4,  Container::kPacked, 64,        DType::kU8,   DType::kNone, Activation::kFloat},
     {"w8a8",           DType::kI8,   Container::kBytes,  kWholeRow, DType::kBF16, DType::kNone, Activation::kInt8PerToken},
+    {"fp8",            DType::kF8E4M3, Container::kBytes, kWholeRow, DType::kBF16, DType::kNone, Activation::kE4M3PerToken},
+    {"fp8-w8a16",      DType::kF8E4M3, Container::kBytes, kWholeRow, DType::kBF16, DType::kNone, Activation::kFloat},
 };
 // clang-format on
 
@@ -95,9 +121,17 @@ constexpr const Scheme* PlainScheme(DType type) {
   return nullptr;
 }
 
-// What a stored tensor holds; also its index in StoredTensorList::items and WeightView::tensors.
-enum class Part : uint8_t { kCodes = 0, kScales = 1, kZeros = 2, kShape = 3 };
-inline constexpr int kMaxStoredTensors = 4;
+// What a stored tensor holds.
+enum class Part : uint8_t {
+  kCodes,
+  kScales,
+  kZeros,
+  kShape,   // rows and cols
+  kNested,  // Of nested scales, numbered row by row: the offset of all, then a scale for each
+            // kNestedGroup of them (QLoRA, Dettmers et al. 2023, arXiv 2305.14314, section 3).
+};
+inline constexpr int kMaxStoredTensors = 5;
+inline constexpr int64_t kNestedGroup = 256;
 
 struct StoredTensor {
   Part part;
@@ -137,7 +171,7 @@ constexpr StoredTensorList StoredTensors(const Scheme& scheme, int64_t rows, int
       add(Part::kCodes, ".weight", scheme.code, 2, rows, cols);
       break;
     case Container::kBytes:
-      add(Part::kCodes, ".weight", DType::kI8, 2, rows, cols);
+      add(Part::kCodes, ".weight", scheme.code, 2, rows, cols);
       break;
     case Container::kPacked:
       add(Part::kCodes, ".weight_packed", DType::kI32, 2, rows, (cols * bits + 31) / 32);
@@ -153,6 +187,11 @@ constexpr StoredTensorList StoredTensors(const Scheme& scheme, int64_t rows, int
   if (scheme.container == Container::kPacked) {
     add(Part::kShape, ".weight_shape", DType::kI64, 1, 2, 1);
   }
+  if (scheme.nested()) {
+    const int64_t scales = rows * scheme.GroupsPerRow(cols);
+    add(Part::kNested, ".weight_scale_nested", DType::kF32, 1,
+        1 + (scales + kNestedGroup - 1) / kNestedGroup, 1);
+  }
   return list;
 }
 
@@ -161,11 +200,39 @@ constexpr StoredTensorList StoredTensors(const Scheme& scheme, int64_t rows, int
 // (Backend::Prepare copies).
 struct WeightView {
   const Scheme* scheme = nullptr;
-  int64_t rows = 0;              // output features
-  int64_t cols = 0;              // input features
-  const void* codes = nullptr;   // Part::kCodes
-  const void* scales = nullptr;  // Part::kScales, nullptr if not quantized
-  const void* zeros = nullptr;   // Part::kZeros, nullptr if symmetric
+  int64_t rows = 0;               // output features
+  int64_t cols = 0;               // input features
+  const void* codes = nullptr;    // Part::kCodes
+  const void* scales = nullptr;   // Part::kScales, nullptr if not quantized
+  const void* zeros = nullptr;    // Part::kZeros, nullptr if symmetric
+  const float* nested = nullptr;  // Part::kNested, nullptr unless scales are nested
+
+  // The member of `part`, by name; Part::kShape has none.
+  const void* Get(Part part) const {
+    return part == Part::kCodes    ? codes
+           : part == Part::kScales ? scales
+           : part == Part::kZeros  ? zeros
+           : part == Part::kNested ? nested
+                                   : nullptr;
+  }
+  void Set(Part part, const void* data) {
+    switch (part) {
+      case Part::kCodes:
+        codes = data;
+        return;
+      case Part::kScales:
+        scales = data;
+        return;
+      case Part::kZeros:
+        zeros = data;
+        return;
+      case Part::kNested:
+        nested = static_cast<const float*>(data);
+        return;
+      case Part::kShape:
+        return;
+    }
+  }
 };
 
 namespace scheme_internal {
@@ -182,6 +249,9 @@ static_assert(scheme_internal::NamesAreUnique());
 static_assert(StoredTensors(*FindScheme("int4-g128"), 4096, 4096).items[0].shape[1] == 512);
 static_assert(StoredTensors(*FindScheme("int4-g128"), 4096, 4096).items[1].shape[1] == 32);
 static_assert(StoredTensors(*FindScheme("int4-g32-asym"), 20, 64).items[2].shape[0] == 3);
+static_assert(StoredTensors(*FindScheme("int3-g64-asym"), 21, 65).items[0].shape[1] == 7);
+static_assert(StoredTensors(*FindScheme("int3-g64-asym"), 21, 65).items[2].shape[0] == 2);
+static_assert(StoredTensors(*FindScheme("nf4-dq"), 257, 65).items[3].elements() == 1 + 3);
 static_assert(StoredTensors(*FindScheme("bf16"), 3, 5).bytes() == 30);
 
 }  // namespace nibble

@@ -31,36 +31,61 @@ def read_tensors(directory):
     return tensors
 
 
+NF4 = np.float32([
+    -1, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1])
+
+
 def unpack(words, bits, count, axis):
-    """Codes from an LSB-first bit stream of int32 words along `axis`; biased codes become signed."""
+    """Unsigned codes from an LSB-first bit stream of int32 words along `axis`."""
     words = np.moveaxis(words.numpy().astype(np.int64) & 0xFFFFFFFF, axis, -1)
     stream = ((words[..., None] >> np.arange(32)) & 1).reshape(*words.shape[:-1], -1)[..., : count * bits]
-    codes = (stream.reshape(*stream.shape[:-1], count, bits) << np.arange(bits)).sum(-1) - (1 << (bits - 1))
+    codes = (stream.reshape(*stream.shape[:-1], count, bits) << np.arange(bits)).sum(-1)
     return np.moveaxis(codes, -1, axis)
 
 
+def nested_scales(codes, nested):
+    """The scales of double quantization: the dynamic 8-bit map of bitsandbytes, in blocks of 256 about an offset."""
+    values = [0.0, 1.0]
+    for i in range(7):
+        bounds = np.linspace(0.1, 1, 2**i + 1)
+        values += [sign * 10.0 ** (i - 6) * mean for mean in (bounds[:-1] + bounds[1:]) / 2 for sign in (1, -1)]
+    block = np.arange(codes.size).reshape(codes.shape) // 256
+    return (np.sort(values)[codes] * nested[1 + block] + nested[0]).astype(np.float32)
+
+
 def dequantize(tensors, module, arguments):
+    bits, zero = arguments["num_bits"], 0
     if module + ".weight_packed" in tensors:
         rows, cols = tensors[module + ".weight_shape"].tolist()
-        codes = unpack(tensors[module + ".weight_packed"], arguments["num_bits"], cols, 1)
+        codes = unpack(tensors[module + ".weight_packed"], bits, cols, 1)
+        values = NF4[codes] if arguments["type"] == "nf4" else codes - (1 << (bits - 1))
     else:
-        codes = tensors[module + ".weight"].numpy().astype(np.int64)
-        rows, cols = codes.shape
-    scale = tensors[module + ".weight_scale"].float().numpy()
-    zero = np.zeros_like(scale)
+        values = tensors[module + ".weight"].float().numpy()  # int8 or e4m3
+        rows, cols = values.shape
+    scale = tensors[module + ".weight_scale"]
+    if module + ".weight_scale_nested" in tensors:
+        scale = nested_scales(scale.numpy(), tensors[module + ".weight_scale_nested"].double().numpy())
+    else:
+        scale = scale.float().numpy()
     if module + ".weight_zero_point" in tensors:
-        zero = unpack(tensors[module + ".weight_zero_point"], arguments["num_bits"], rows, 0)
+        zero = unpack(tensors[module + ".weight_zero_point"], bits, rows, 0) - (1 << (bits - 1))
     group = arguments.get("group_size") or cols
     group = cols if group < 0 else group
     columns = np.arange(cols) // group
-    return ((codes - zero[:, columns]).astype(np.float32) * scale[:, columns]).astype(np.float32)
+    values = values if isinstance(zero, int) else values - zero[:, columns]
+    return (values.astype(np.float32) * scale[:, columns]).astype(np.float32)
 
 
-def quantize_tokens(x):
-    """Symmetric int8 with one scale per token, as W8A8 asks of its inputs."""
+def quantize_tokens(x, kind):
+    """One scale per token, as W8A8 asks of its inputs: symmetric int8, or e4m3."""
+    largest = 127.0 if kind == "int" else 448.0
     absmax = x.abs().amax(dim=-1, keepdim=True)
-    inverse = torch.where(absmax > 0, 127.0 / absmax, torch.zeros_like(absmax))
-    return torch.clamp(torch.round(x * inverse), -127, 127) * (absmax / 127.0)
+    inverse = torch.where(absmax > 0, largest / absmax, torch.zeros_like(absmax))
+    codes = torch.clamp(x * inverse, -largest, largest)
+    codes = torch.round(codes) if kind == "int" else codes.to(torch.float8_e4m3fn).float()
+    return codes * (absmax / largest)
 
 
 def load(directory):
@@ -72,7 +97,7 @@ def load(directory):
     config.torch_dtype = torch.float32
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     tensors = read_tensors(directory)
-    state, activations = {}, set()
+    state, activations = {}, {}
     for name, tensor in tensors.items():
         if name.endswith(".weight") and name[:-7] + ".weight_scale" not in tensors or name.endswith(".bias"):
             state[name] = tensor.float()
@@ -82,13 +107,14 @@ def load(directory):
             if any(t == name or t == kind or (t.startswith("re:") and re.match(t[3:], name)) for t in group["targets"]):
                 state[name + ".weight"] = torch.from_numpy(dequantize(tensors, name, group["weights"]))
                 if group.get("input_activations"):
-                    activations.add(name)
+                    activations[name] = group["input_activations"]["type"]
     if "lm_head.weight" not in state:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     model.load_state_dict(state)
     for name, module in model.named_modules():
         if name in activations:
-            module.register_forward_pre_hook(lambda _, inputs: (quantize_tokens(inputs[0]),) + inputs[1:])
+            module.register_forward_pre_hook(
+                lambda _, inputs, kind=activations[name]: (quantize_tokens(inputs[0], kind),) + inputs[1:])
     return model
 
 

@@ -257,9 +257,7 @@ class HfCheckpoint final : public Checkpoint {
                 ShapeText(entry.shape), ", scheme ", view.scheme->name, " stores ",
                 SafetensorsName(part.dtype), " ", ShapeText(shape)));
       }
-      if (part.part == Part::kCodes) view.codes = found->second.aligned;
-      if (part.part == Part::kScales) view.scales = found->second.aligned;
-      if (part.part == Part::kZeros) view.zeros = found->second.aligned;
+      view.Set(part.part, found->second.aligned);
     }
     return view;
   }

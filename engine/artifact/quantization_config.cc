@@ -22,14 +22,32 @@ constexpr uint32_t kMatchLimit = 100'000;  // steps of the regular expression ma
 constexpr uint32_t kHeapLimitKib = 1024;
 constexpr std::string_view kMethod = "compressed-tensors";
 constexpr std::string_view kMixedFormat = "mixed-precision";
-constexpr std::string_view kDialectVersion = "0.16.0";  // of the package whose format this is
+// The release of the package whose format this is: the first that packs 3-bit codes without gaps.
+constexpr std::string_view kDialectVersion = "0.18.0";
 constexpr std::string_view kLinear = "Linear";
 constexpr std::string_view kEmbedding = "Embedding";
 constexpr std::string_view kClasses[] = {kLinear, kEmbedding};
 
 // The row of the container in that dialect.
 constexpr std::string_view FormatOf(const Scheme& scheme) {
-  return scheme.container == Container::kPacked ? "pack-quantized" : "int-quantized";
+  switch (scheme.code) {
+    case DType::kNF4:  // Not of the dialect: other readers must refuse it.
+      return scheme.nested() ? "nf4-double-quantized" : "nf4-quantized";
+    case DType::kF8E4M3:
+      return scheme.activation == Activation::kFloat ? "naive-quantized" : "float-quantized";
+    default:
+      return scheme.container == Container::kPacked ? "pack-quantized" : "int-quantized";
+  }
+}
+
+constexpr std::string_view TypeOf(const Scheme& scheme) {
+  return scheme.code == DType::kNF4 ? "nf4" : scheme.code == DType::kF8E4M3 ? "float" : "int";
+}
+
+constexpr std::string_view InputOf(Activation activation) {
+  return activation == Activation::kFloat          ? "float"
+         : activation == Activation::kInt8PerToken ? "int8"
+                                                   : "e4m3";
 }
 
 // What one group says of its weights and inputs; the columns of kSchemes in the dialect's words.
@@ -43,16 +61,15 @@ struct GroupArgs {
   std::string format;
 
   bool Describes(const Scheme& scheme) const {
-    return scheme.quantized() && type == "int" && bits == scheme.bits() &&
+    return scheme.quantized() && type == TypeOf(scheme) && bits == scheme.bits() &&
            symmetric == scheme.symmetric() && activation == scheme.activation &&
            format == FormatOf(scheme) && group == scheme.group &&
            strategy == (scheme.group == kWholeRow ? "channel" : "group");
   }
   std::string Text() const {
     return Cat(bits, "-bit ", type, ", strategy ", strategy, ", group_size ", group,
-               symmetric ? ", symmetric" : ", asymmetric",
-               activation == Activation::kFloat ? ", float input" : ", int8 input", ", format ",
-               format);
+               symmetric ? ", symmetric" : ", asymmetric", ", ", InputOf(activation),
+               " input, format ", format);
   }
 };
 
@@ -82,14 +99,14 @@ absl::StatusOr<Activation> ReadActivation(const json& value, const std::string& 
   const json& bits = Member(value, "num_bits");
   const json& type = Member(value, "type");
   const json& symmetric = Member(value, "symmetric");
-  if ((bits.is_null() || bits == 8) && (type.is_null() || type == "int") &&
-      (symmetric.is_null() || symmetric == true) && Member(value, "strategy") == "token" &&
-      Member(value, "dynamic") == true) {
-    return Activation::kInt8PerToken;
+  if ((bits.is_null() || bits == 8) && (symmetric.is_null() || symmetric == true) &&
+      Member(value, "strategy") == "token" && Member(value, "dynamic") == true) {
+    if (type.is_null() || type == "int") return Activation::kInt8PerToken;
+    if (type == "float") return Activation::kE4M3PerToken;
   }
   return absl::UnimplementedError(
       Cat("quantization_config.", where, " is ", ShownJson(value),
-          ", known are null and symmetric dynamic 8-bit int per token"));
+          ", known are null and symmetric dynamic 8-bit int or float per token"));
 }
 
 absl::StatusOr<GroupArgs> ReadGroup(const json& group, const std::string& where,
@@ -303,7 +320,7 @@ namespace {
 json WeightArgs(const Scheme& scheme) {
   const bool whole_row = scheme.group == kWholeRow;
   return {{"num_bits", scheme.bits()},
-          {"type", "int"},
+          {"type", TypeOf(scheme)},
           {"symmetric", scheme.symmetric()},
           {"strategy", whole_row ? "channel" : "group"},
           {"group_size", whole_row ? json() : json(scheme.group)},
@@ -314,7 +331,8 @@ json WeightArgs(const Scheme& scheme) {
 
 json InputArgs(const Scheme& scheme) {
   if (scheme.activation == Activation::kFloat) return json();
-  return {{"num_bits", 8},       {"type", "int"},        {"symmetric", true},
+  const char* type = scheme.activation == Activation::kInt8PerToken ? "int" : "float";
+  return {{"num_bits", 8},       {"type", type},         {"symmetric", true},
           {"strategy", "token"}, {"group_size", json()}, {"block_structure", json()},
           {"dynamic", true},     {"actorder", json()}};
 }

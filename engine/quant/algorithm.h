@@ -110,7 +110,7 @@ const TransformEntry& Find(Transform transform);
 // ---- Parts of several algorithms ---------------------------------------------------------------
 
 // rtn.cc. The scale and zero point of `count` weights whose range is multiplied with `ratio` (0,
-// 1]: symmetric s = ratio * max|w| / ((2^b - 1) / 2); asymmetric s = ratio * (max - min) / (2^b -
+// 1]: symmetric s = ratio * max|w| / Scheme::span(); asymmetric s = ratio * (max - min) / (2^b -
 // 1) and z = rint(-2^(b-1) - min / s), with min <= 0 <= max. s is rounded to the stored type before
 // z and before any code is chosen.
 struct ScaleAndZero {
@@ -131,7 +131,7 @@ GroupScales OutputClipScales(const Matrix& weight, const Scheme& scheme, const M
                              int threads);
 
 // rtn.cc. Nearest codes under given scales.
-QuantizedWeight RoundNearest(const Matrix& weight, const Scheme& scheme, const GroupScales& scales,
+QuantizedWeight RoundNearest(const Matrix& weight, const Scheme& scheme, GroupScales scales,
                              int threads);
 // rtn.cc. The float values of those codes.
 Matrix NearestValues(const Matrix& weight, const Scheme& scheme, const GroupScales& scales,

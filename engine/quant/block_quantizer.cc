@@ -190,14 +190,14 @@ absl::Status BlockQuantizer::ApplyTransforms(Block& block, ActivationStore& stre
       InputStatistics& input = observed->at(group);
       TransformProblem problem{{}, {}, &input, &recipe.awq, &recipe.smoothquant, context_.threads};
       bool quantized = false;
-      bool int8_inputs = false;
+      bool rounded_inputs = false;
       for (const std::string& name : GroupModules(group)) {
         problem.weights.push_back(&block.floats.at(name));
         problem.schemes.push_back(block.schemes.at(name));
         quantized = quantized || problem.schemes.back()->quantized();
-        int8_inputs = int8_inputs || problem.schemes.back()->activation != Activation::kFloat;
+        rounded_inputs = rounded_inputs || problem.schemes.back()->activation != Activation::kFloat;
       }
-      if (!quantized || (transform == Transform::kSmoothQuant && !int8_inputs)) continue;
+      if (!quantized || (transform == Transform::kSmoothQuant && !rounded_inputs)) continue;
       const std::optional<FoldTarget> target = FindFoldTarget(*context_.config, group);
       if (!target.has_value() || (entry.norms_only && !target->norm)) {
         if (block.layer == 0) {

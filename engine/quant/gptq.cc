@@ -124,10 +124,10 @@ absl::StatusOr<QuantizedWeight> RoundGptq(const RoundingProblem& problem) {
     if (hessian.at(i, i) > 0) continue;
     for (int64_t r = 0; r < n; ++r) weight.at(r, i) = 0;
   }
-  const GroupScales scales = problem.scales != nullptr ? *problem.scales
-                             : problem.gptq->mse_clip
-                                 ? MseClipScales(weight, scheme, diagonal.data(), problem.threads)
-                                 : AbsmaxScales(weight, scheme, problem.threads);
+  GroupScales scales = problem.scales != nullptr ? *problem.scales
+                       : problem.gptq->mse_clip
+                           ? MseClipScales(weight, scheme, diagonal.data(), problem.threads)
+                           : AbsmaxScales(weight, scheme, problem.threads);
   const std::vector<int64_t> order = ColumnOrder(hessian, problem.gptq->act_order);
   absl::StatusOr<Matrix> factor =
       DampedFactor(hessian, order, problem.gptq->damping, problem.threads);

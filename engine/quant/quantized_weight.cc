@@ -2,6 +2,7 @@
 #include "engine/quant/quantized_weight.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "kernels/check.h"
@@ -20,6 +21,25 @@ void StoreFloat(void* to, DType type, int64_t i, float value) {
       return;
     default:
       static_cast<float*>(to)[i] = value;
+  }
+}
+
+// Double quantization (QLoRA, section 3, as bitsandbytes stores it): the offset is the mean m of
+// all scales, the scale of a group of 256 is a = max|s - m|, a code is the dynamic8 nearest to (s -
+// m) / a. Replaces the scales by what was stored.
+void StoreNested(std::vector<float>& scales, uint8_t* codes, float* nested) {
+  double sum = 0;
+  for (const float scale : scales) sum += static_cast<double>(scale);
+  const auto mean = static_cast<float>(sum / static_cast<double>(scales.size()));
+  nested[0] = mean;
+  for (size_t first = 0; first < scales.size(); first += kNestedGroup) {
+    const size_t end = std::min(first + kNestedGroup, scales.size());
+    float absmax = 0;
+    for (size_t i = first; i < end; ++i) absmax = std::max(absmax, std::fabs(scales[i] - mean));
+    nested[1 + first / kNestedGroup] = absmax;
+    for (size_t i = first; i < end; ++i) {
+      codes[i] = F32ToDynamic8(absmax > 0 ? (scales[i] - mean) / absmax : 0.0f);
+    }
   }
 }
 
@@ -48,22 +68,12 @@ uint8_t* QuantizedWeight::PartData(Part part) {
 }
 
 WeightView QuantizedWeight::view() const {
-  WeightView view{scheme_, rows_, cols_, nullptr, nullptr, nullptr};
+  WeightView view;
+  view.scheme = scheme_;
+  view.rows = rows_;
+  view.cols = cols_;
   for (int i = 0; i < tensors_.count; ++i) {
-    const void* data = bytes_[static_cast<size_t>(i)].data();
-    switch (tensors_.items[static_cast<size_t>(i)].part) {
-      case Part::kCodes:
-        view.codes = data;
-        break;
-      case Part::kScales:
-        view.scales = data;
-        break;
-      case Part::kZeros:
-        view.zeros = data;
-        break;
-      case Part::kShape:
-        break;
-    }
+    view.Set(tensors_.items[static_cast<size_t>(i)].part, bytes_[static_cast<size_t>(i)].data());
   }
   return view;
 }
@@ -79,9 +89,19 @@ QuantizedWeight QuantizedWeight::FromFloat(const Scheme& scheme, const Matrix& w
   return result;
 }
 
-void QuantizedWeight::SetScales(const GroupScales& scales) {
+void QuantizedWeight::SetScales(GroupScales& scales) {
   NIBBLE_CHECK(scales.rows == rows_ && scales.groups == scheme_->GroupsPerRow(cols_));
-  void* to = PartData(Part::kScales);
+  uint8_t* to = PartData(Part::kScales);
+  if (scheme_->nested()) {
+    StoreNested(scales.scale, to, reinterpret_cast<float*>(PartData(Part::kNested)));
+    const WeightView stored = view();
+    for (int64_t n = 0; n < rows_; ++n) {
+      for (int64_t g = 0; g < scales.groups; ++g) {
+        scales.scale[static_cast<size_t>(n * scales.groups + g)] = ReadScale(stored, n, g);
+      }
+    }
+    return;
+  }
   for (size_t i = 0; i < scales.scale.size(); ++i) {
     StoreFloat(to, scheme_->scale, static_cast<int64_t>(i), scales.scale[i]);
   }
@@ -92,7 +112,10 @@ void QuantizedWeight::SetScales(const GroupScales& scales) {
     for (int64_t g = 0; g < scales.groups; ++g) {
       const int zero = scales.zero[static_cast<size_t>(n * scales.groups + g)];
       const auto biased = static_cast<uint32_t>(zero + (1 << (bits - 1)));
-      words[(n * bits / 32) * scales.groups + g] |= biased << (n * bits % 32);
+      uint32_t* word = words + (n * bits / 32) * scales.groups + g;
+      const auto shift = static_cast<int>(n * bits % 32);
+      word[0] |= biased << shift;
+      if (shift + bits > 32) word[scales.groups] |= biased >> (32 - shift);
     }
   }
 }
@@ -106,7 +129,7 @@ void QuantizedWeight::SetRow(int64_t n, const int8_t* codes) {
   const int bits = scheme_->bits();
   auto* row = reinterpret_cast<uint32_t*>(data) + n * PackedWords(cols_, bits);
   for (int64_t k = 0; k < cols_; ++k) {
-    WriteBits(row, k, bits, static_cast<uint32_t>(codes[k] + (1 << (bits - 1))));
+    WriteBits(row, k, bits, static_cast<uint32_t>(codes[k] - scheme_->code_min()));
   }
 }
 
@@ -137,6 +160,14 @@ Matrix DequantizeRows(const WeightView& view, int64_t first, int64_t count, int 
 
 void QuantizeSpan(const float* w, int64_t count, float scale, int zero, const Scheme& scheme,
                   float* out, int8_t* codes) {
+  if (scheme.code == DType::kNF4 || scheme.code == DType::kF8E4M3) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int code = EncodeWeight(scheme, w[i], scale, zero);
+      out[i] = DecodeWeight(scheme, code, scale, zero);
+      if (codes != nullptr) codes[i] = static_cast<int8_t>(code);
+    }
+    return;
+  }
   if (scale == 0.0f) {
     std::fill(out, out + count, 0.0f);
     if (codes != nullptr) std::fill(codes, codes + count, static_cast<int8_t>(zero));

@@ -15,7 +15,7 @@ namespace nibble {
 struct GroupScales {
   int64_t rows = 0;
   int64_t groups = 0;
-  std::vector<float> scale;  // (rows, groups), already rounded to the scheme's stored type
+  std::vector<float> scale;  // (rows, groups), rounded to the stored type unless that is nested
   std::vector<int8_t> zero;  // (rows, groups), zeros where the scheme is symmetric
 
   GroupScales(int64_t r, int64_t g)
@@ -41,10 +41,11 @@ class QuantizedWeight {
   const std::vector<uint8_t>& bytes(int i) const { return bytes_[static_cast<size_t>(i)]; }
   WeightView view() const;
 
-  // Stores scales and zero points; once, before any row.
-  void SetScales(const GroupScales& scales);
-  // Stores row n's signed codes (cols); once per row. Different rows may be set by different
-  // threads.
+  // Stores scales and zero points; once, before any row. Nested scales become what was stored:
+  // codes are chosen with those.
+  void SetScales(GroupScales& scales);
+  // Stores row n's codes (cols), in code_min()..code_max(); once per row. Different rows may be set
+  // by different threads.
   void SetRow(int64_t n, const int8_t* codes);
   // Rows [first, first + rows.rows()) become those of `rows`, of the same scheme and columns;
   // `first` is a multiple of kRowsOfWord.
@@ -65,8 +66,8 @@ class QuantizedWeight {
 Matrix Dequantize(const WeightView& view, int threads);
 Matrix DequantizeRows(const WeightView& view, int64_t first, int64_t count, int threads);
 
-// What `count` weights that share one scale become: out[i] = DecodeInt(EncodeInt(w[i])), and the
-// codes themselves where `codes` is not null. The same bits as kernels/codec.h, for spans.
+// What `count` weights that share one scale become: out[i] = DecodeWeight(EncodeWeight(w[i])), and
+// the codes themselves where `codes` is not null. The same bits as kernels/codec.h, for spans.
 void QuantizeSpan(const float* w, int64_t count, float scale, int zero, const Scheme& scheme,
                   float* out, int8_t* codes);
 

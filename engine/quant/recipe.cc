@@ -325,7 +325,7 @@ absl::Status Validate(const Recipe& recipe) {
         FindScheme(recipe.scheme)->activation == Activation::kFloat) {
       return absl::InvalidArgumentError(
           absl::StrCat("recipe.scheme is '", recipe.scheme,
-                       "'; smoothquant needs a scheme with int8 activations: w8a8"));
+                       "'; smoothquant needs a scheme that quantizes activations: w8a8 or fp8"));
     }
   }
   struct Range {

@@ -65,7 +65,7 @@ struct Recipe {
 absl::StatusOr<Recipe> BuiltinRecipe(std::string_view name);
 std::vector<std::string_view> BuiltinRecipeNames();
 
-// Checks names, ranges and combinations (SmoothQuant needs a scheme with int8 activations);
+// Checks names, ranges and combinations (SmoothQuant needs a scheme that quantizes activations);
 // messages list what is allowed.
 absl::Status Validate(const Recipe& recipe);
 

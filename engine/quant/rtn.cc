@@ -4,7 +4,8 @@
 //
 // Scales follow compressed-tensors: a symmetric b-bit grid spans 2^b - 1 steps, half of them on
 // each side, so s = max|w| / ((2^b - 1) / 2) and the largest positive weight is cut by half a step;
-// an asymmetric grid spans min..max, made to contain 0 so that 0 is a code.
+// an asymmetric grid spans min..max, made to contain 0 so that 0 is a code. The largest values of
+// e4m3 (448) and NF4 (1) meet max|w|.
 #include <algorithm>
 #include <cmath>
 
@@ -31,11 +32,11 @@ ScaleAndZero SpanScale(const float* w, int64_t count, const Scheme& scheme, doub
     low = std::min(low, w[i]);
     high = std::max(high, w[i]);
   }
-  const double steps = scheme.code_max() - scheme.code_min();
   if (scheme.symmetric()) {
     const double absmax = std::max(-static_cast<double>(low), static_cast<double>(high));
-    return {RoundToStored(ratio * absmax / (steps / 2), scheme.scale), 0};
+    return {RoundToStored(ratio * absmax / scheme.span(), scheme.scale), 0};
   }
+  const double steps = scheme.code_max() - scheme.code_min();
   const double min = ratio * low;
   const float scale = RoundToStored((ratio * high - min) / steps, scheme.scale);
   if (scale == 0.0f) return {0.0f, 0};
@@ -77,7 +78,7 @@ void NearestRow(const float* w, int64_t cols, const Scheme& scheme, const GroupS
 
 }  // namespace
 
-QuantizedWeight RoundNearest(const Matrix& weight, const Scheme& scheme, const GroupScales& scales,
+QuantizedWeight RoundNearest(const Matrix& weight, const Scheme& scheme, GroupScales scales,
                              int threads) {
   QuantizedWeight result(scheme, weight.rows, weight.cols);
   result.SetScales(scales);

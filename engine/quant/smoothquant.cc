@@ -7,8 +7,8 @@
 // max|x_j| over the calibration tokens, max|w_j| over all rows of the group's linears, a (alpha)
 // how much of the difficulty moves into the weights: fixed, or the one of {0, 0.05, ..., 1} with
 // the least squared error of the group's outputs on sample tokens, weights and activations both
-// rounded to int8 (or not smoothing at all, if that is better). Inputs that were always 0 keep
-// factor 1.
+// rounded as the scheme says (or not smoothing at all, if that is better). Inputs that were always
+// 0 keep factor 1.
 #include <algorithm>
 #include <cmath>
 
@@ -34,8 +34,23 @@ std::vector<float> Factors(const std::vector<float>& max_x, const std::vector<fl
   return s;
 }
 
-// (K, T): the transposed sample inputs, divided by `factors` and, per token, through int8.
-Matrix RoundedInputs(const Matrix& samples, const std::vector<float>& factors) {
+// An activation after rounding under the scale of its token, whose largest magnitude is `absmax`.
+float RoundActivation(float x, float absmax, Activation activation) {
+  switch (activation) {
+    case Activation::kInt8PerToken:
+      return static_cast<float>(EncodeInt8(x, Int8InverseScale(absmax))) * Int8Scale(absmax);
+    case Activation::kE4M3PerToken:
+      return E4M3ToF32(F32ToE4M3(x * E4M3InverseScale(absmax))) * E4M3Scale(absmax);
+    case Activation::kFloat:
+      break;
+  }
+  return x;
+}
+
+// (K, T): the transposed sample inputs, divided by `factors` and, per token, through what the
+// product consumes.
+Matrix RoundedInputs(const Matrix& samples, const std::vector<float>& factors,
+                     Activation activation) {
   Matrix result(samples.cols, samples.rows);
   std::vector<float> x(static_cast<size_t>(samples.cols));
   for (int64_t t = 0; t < samples.rows; ++t) {
@@ -44,10 +59,8 @@ Matrix RoundedInputs(const Matrix& samples, const std::vector<float>& factors) {
       x[j] = samples.row(t)[j] / factors[j];
       absmax = std::max(absmax, std::fabs(x[j]));
     }
-    const float scale = Int8Scale(absmax);
-    const float inverse = Int8InverseScale(absmax);
     for (size_t j = 0; j < x.size(); ++j) {
-      result.at(static_cast<int64_t>(j), t) = static_cast<float>(EncodeInt8(x[j], inverse)) * scale;
+      result.at(static_cast<int64_t>(j), t) = RoundActivation(x[j], absmax, activation);
     }
   }
   return result;
@@ -57,7 +70,6 @@ Matrix RoundedInputs(const Matrix& samples, const std::vector<float>& factors) {
 double Loss(const TransformProblem& problem, const Matrix& inputs_t,
             const std::vector<float>& factors) {
   constexpr int64_t kRows = 48;
-  const Matrix rounded_t = RoundedInputs(problem.input->samples, factors);
   const int64_t tokens = inputs_t.cols;
   double loss = 0;
   for (size_t i = 0; i < problem.weights.size(); ++i) {
@@ -65,6 +77,7 @@ double Loss(const TransformProblem& problem, const Matrix& inputs_t,
     if (!scheme.quantized()) continue;
     const Matrix& weight = *problem.weights[i];
     const int64_t k = weight.cols;
+    const Matrix rounded_t = RoundedInputs(problem.input->samples, factors, scheme.activation);
     const Matrix scaled = ScaleColumns(weight, factors, problem.threads);
     const Matrix rounded = NearestValues(
         scaled, scheme, AbsmaxScales(scaled, scheme, problem.threads), problem.threads);

@@ -11,6 +11,7 @@
 #include "kernels/cpu/memory.h"
 #include "kernels/cpu/prepared.h"
 #include "kernels/cpu/sampler.h"
+#include "kernels/cpu/scalar_codes.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/cpu/tiers.h"
 
@@ -52,7 +53,7 @@ RowTarget TargetOf(const ActView& view, int64_t row) {
   target.group = view.format.group < 0 ? view.cols : view.format.group;
   target.data = static_cast<uint8_t*>(view.data) +
                 static_cast<size_t>(row * view.cols) * BytesOf(view.format.dtype);
-  if (view.format.dtype == DType::kI8) {
+  if (groups > 0) {
     target.scales = view.scales + row * groups;
     target.sums = view.sums + row * groups;
   }
@@ -116,6 +117,9 @@ class CpuBackend : public Backend {
   Ceilings MeasureCeilings() override { return MeasureCpuCeilings(pool_, tier_); }
 
  private:
+  // The values of the input's e4m3 view, (rows, cols); nullptr if it has none.
+  const float* DecodeInput(const LinearArgs& args);
+
   // Scratch only grows, so that an operation of a size seen before allocates nothing.
   static float* Grow(std::vector<float>& scratch, int64_t floats) {
     if (static_cast<int64_t>(scratch.size()) < floats) scratch.resize(static_cast<size_t>(floats));
@@ -190,11 +194,26 @@ void CpuBackend::RmsNorm(const RmsNormArgs& args) {
   });
 }
 
+const float* CpuBackend::DecodeInput(const LinearArgs& args) {
+  for (int f = 0; f < args.in.count; ++f) {
+    const ActView& in = args.in.views[static_cast<size_t>(f)];
+    if (in.format.dtype != DType::kF8E4M3) continue;
+    float* decoded = Grow(shared_scratch_, args.rows * in.cols);
+    ForRows(args.rows, 4 * in.cols, [&](int64_t row, int) {
+      DecodeE4M3(static_cast<const uint8_t*>(in.data) + row * in.cols, in.cols, in.scales[row],
+                 decoded + row * in.cols);
+    });
+    return decoded;
+  }
+  return nullptr;
+}
+
 void CpuBackend::Linear(const LinearArgs& args) {
   const auto& linear = *static_cast<const CpuLinear*>(args.linear);
   NIBBLE_CHECK(args.in.count == linear.num_formats);
   if (args.rows == 0) return;
   GrowRowScratch(LinearScratchFloats(args.rows));
+  const float* decoded = DecodeInput(args);
   // Few rows: runs of panels are read from memory in one stream. Many: panels are work enough.
   const int64_t macs = linear.panels * kPanelRows * linear.weights[0].cols * args.rows;
   const int64_t grain = macs < kSerialMacs ? linear.panels
@@ -209,9 +228,10 @@ void CpuBackend::Linear(const LinearArgs& args) {
       const PackedMatrix& w = linear.weights[i];
       const ActView& in = args.in.views[static_cast<size_t>(linear.format_of[i])];
       float* out = MutableFloatData(args.out[i]);
-      if (in.format.dtype == DType::kF32) {
-        k_.linear_float(w, panel, static_cast<const float*>(in.data), args.rows, out,
-                        RowScratch(thread));
+      if (in.format.dtype == DType::kF32 || in.format.dtype == DType::kF8E4M3) {
+        k_.linear_float(
+            w, panel, in.format.dtype == DType::kF32 ? static_cast<const float*>(in.data) : decoded,
+            args.rows, out, RowScratch(thread));
       } else if (in.format.dtype == DType::kBF16) {
         tier_.bf16->linear(w, panel, static_cast<const uint16_t*>(in.data), args.rows, out,
                            RowScratch(thread));

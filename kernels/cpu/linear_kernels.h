@@ -139,7 +139,8 @@ inline void LinearFloat(const PackedMatrix& w, int64_t panel, const float* x, in
   const uint8_t* codes = w.codes + static_cast<size_t>(panel) * w.panel_bytes;
   // Chunks keep weights in the first-level cache while they meet all rows; one tile needs no
   // chunks.
-  const bool expand = w.packing == Packing::kU8 || w.packing == Packing::kU4;
+  const bool expand =
+      w.packing == Packing::kU8 || w.packing == Packing::kU4 || w.packing == Packing::kStored;
   const int64_t chunk = expand || rows > kFloatRows ? kFloatChunk : w.cols;
   for (int64_t k = 0; k < w.cols; k += chunk) {
     const int64_t count = w.cols - k < chunk ? w.cols - k : chunk;
@@ -150,7 +151,11 @@ inline void LinearFloat(const PackedMatrix& w, int64_t panel, const float* x, in
     } else if (w.packing == Packing::kF32) {
       FloatRows<Packing::kF32>(x + k, w.cols, rows, codes + k * kPanelRows * 4, count, acc);
     } else {
-      ExpandPanel(w, panel, k, count, expanded);
+      if (w.packing == Packing::kStored) {
+        ExpandStored(w, panel, k, count, expanded);
+      } else {
+        ExpandPanel(w, panel, k, count, expanded);
+      }
       FloatRows<Packing::kF32>(x + k, w.cols, rows, reinterpret_cast<const uint8_t*>(expanded),
                                count, acc);
     }

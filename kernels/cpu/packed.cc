@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/check.h"
 #include "kernels/codec.h"
 
 namespace nibble {
@@ -23,10 +24,9 @@ Packing PackingOf(const Scheme& scheme, DType input) {
       return Packing::kF16;
     case DType::kBF16:
       return input == DType::kBF16 ? Packing::kBF16Pairs : Packing::kBF16;
-    case DType::kI4:
-      return Packing::kU4;
     default:
-      return Packing::kU8;
+      if (!HasIntegerPacking(scheme)) return Packing::kStored;
+      return scheme.code == DType::kI4 ? Packing::kU4 : Packing::kU8;
   }
 }
 
@@ -41,6 +41,11 @@ Layout LayoutOf(const WeightView& w, bool has_bias) {
   Layout layout{};
   layout.panels = (w.rows + kPanelRows - 1) / kPanelRows;
   layout.groups = scheme.quantized() ? scheme.GroupsPerRow(w.cols) : 0;
+  layout.bias = has_bias ? Align(static_cast<size_t>(w.rows) * sizeof(float)) : 0;
+  if (scheme.quantized() && !HasIntegerPacking(scheme)) {
+    layout.codes = StoredBytes(w);
+    return layout;
+  }
   const int64_t padded = (w.cols + kPanelStep - 1) / kPanelStep * kPanelStep;
   layout.panel_bytes = static_cast<size_t>(padded * kPanelRows * scheme.bits() / 8);
   const auto panels = static_cast<size_t>(layout.panels);
@@ -48,7 +53,6 @@ Layout LayoutOf(const WeightView& w, bool has_bias) {
   layout.codes = Align(panels * layout.panel_bytes);
   layout.scales = Align(entries * sizeof(uint16_t));
   layout.zeros = scheme.symmetric() ? 0 : Align(entries);
-  layout.bias = has_bias ? Align(static_cast<size_t>(w.rows) * sizeof(float)) : 0;
   return layout;
 }
 
@@ -105,21 +109,39 @@ absl::Status CheckPackable(const Scheme& scheme, int64_t cols) {
     return absl::UnimplementedError(absl::StrCat("cpu: scheme '", std::string(scheme.name),
                                                  "' has no kernel: ", std::string(why)));
   };
-  if (!scheme.quantized()) return absl::OkStatus();
-  if (scheme.code != DType::kI4 && scheme.code != DType::kI8) {
-    return unimplemented("codes must have 4 or 8 bits");
+  if (scheme.activation != Activation::kInt8PerToken) return absl::OkStatus();
+  if (!HasIntegerPacking(scheme)) {
+    return unimplemented("int8 activations need int4 or int8 codes with bf16 scales");
   }
-  if (scheme.container == Container::kBytes && scheme.code != DType::kI8) {
-    return unimplemented("bytes must hold 8-bit codes");
-  }
-  if (scheme.scale != DType::kBF16) return unimplemented("scales must be bf16");
-  if (scheme.group != kWholeRow && scheme.group % kPanelStep != 0) {
-    return unimplemented("groups must be a multiple of 8");
-  }
-  if (scheme.activation == Activation::kInt8PerToken && cols > kMaxInt8Cols) {
+  if (cols > kMaxInt8Cols) {
     return unimplemented(absl::StrCat("input features ", cols, " exceed ", kMaxInt8Cols));
   }
   return absl::OkStatus();
+}
+
+bool HasIntegerPacking(const Scheme& scheme) {
+  return (scheme.code == DType::kI4 || scheme.code == DType::kI8) && scheme.scale == DType::kBF16 &&
+         (scheme.group == kWholeRow || scheme.group % kPanelStep == 0);
+}
+
+size_t StoredBytes(const WeightView& w) {
+  size_t bytes = 0;
+  for (const StoredTensor& tensor : StoredTensors(*w.scheme, w.rows, w.cols)) {
+    if (tensor.part != Part::kShape) bytes += Align(static_cast<size_t>(tensor.bytes()));
+  }
+  return bytes;
+}
+
+WeightView CopyStored(const WeightView& w, uint8_t* memory) {
+  WeightView copy = w;
+  for (const StoredTensor& tensor : StoredTensors(*w.scheme, w.rows, w.cols)) {
+    if (tensor.part == Part::kShape) continue;
+    const auto bytes = static_cast<size_t>(tensor.bytes());
+    std::memcpy(memory, w.Get(tensor.part), bytes);
+    copy.Set(tensor.part, memory);
+    memory += Align(bytes);
+  }
+  return copy;
 }
 
 size_t PackedBytes(const WeightView& w, bool has_bias) { return LayoutOf(w, has_bias).total(); }
@@ -131,6 +153,26 @@ PackedMatrix PackWeight(const WeightView& w, const float* bias, DType input, uin
   auto* scales = reinterpret_cast<uint16_t*>(memory + layout.codes);
   uint8_t* zeros = memory + layout.codes + layout.scales;
   const Packing packing = PackingOf(*w.scheme, input);
+  PackedMatrix packed;
+  packed.packing = packing;
+  packed.rows = w.rows;
+  packed.cols = w.cols;
+  packed.group = w.scheme->GroupWidth(w.cols);
+  packed.groups = layout.groups;
+  packed.panels = layout.panels;
+  packed.panel_bytes = layout.panel_bytes;
+  if (bias != nullptr) {
+    auto* copy = reinterpret_cast<float*>(memory + layout.codes + layout.scales + layout.zeros);
+    std::memcpy(copy, bias, static_cast<size_t>(w.rows) * sizeof(float));
+    packed.bias = copy;
+  }
+  if (packing == Packing::kStored) {
+    packed.stored = CopyStored(w, memory);
+    return packed;
+  }
+  packed.codes = codes;
+  packed.scales = scales;
+  packed.zeros = w.scheme->symmetric() ? nullptr : zeros;
   const int zero_bias = w.scheme->quantized() ? 1 << (w.scheme->bits() - 1) : 0;
   pool.Run(layout.panels, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t panel = begin; panel < end; ++panel) {
@@ -156,6 +198,8 @@ PackedMatrix PackWeight(const WeightView& w, const float* bias, DType input, uin
           case Packing::kU4:
             PackNibbleRow(w, row, lane, out);
             break;
+          case Packing::kStored:
+            NIBBLE_CHECK(false);
         }
         for (int64_t g = 0; g < layout.groups; ++g) {
           const int64_t at = (panel * layout.groups + g) * kPanelRows + lane;
@@ -167,22 +211,6 @@ PackedMatrix PackWeight(const WeightView& w, const float* bias, DType input, uin
       }
     }
   });
-  PackedMatrix packed;
-  packed.packing = packing;
-  packed.rows = w.rows;
-  packed.cols = w.cols;
-  packed.group = w.scheme->GroupWidth(w.cols);
-  packed.groups = layout.groups;
-  packed.panels = layout.panels;
-  packed.panel_bytes = layout.panel_bytes;
-  packed.codes = codes;
-  packed.scales = scales;
-  packed.zeros = w.scheme->symmetric() ? nullptr : zeros;
-  if (bias != nullptr) {
-    auto* copy = reinterpret_cast<float*>(memory + layout.codes + layout.scales + layout.zeros);
-    std::memcpy(copy, bias, static_cast<size_t>(w.rows) * sizeof(float));
-    packed.bias = copy;
-  }
   return packed;
 }
 
@@ -193,6 +221,8 @@ float ReadPacked(const PackedMatrix& w, int64_t n, int64_t k) {
   int code = 0;
   int bias = 0;
   switch (w.packing) {
+    case Packing::kStored:
+      return ReadWeight(w.stored, n, k);
     case Packing::kF32:
       return LoadFloat(codes, DType::kF32, k * kPanelRows + lane);
     case Packing::kF16:

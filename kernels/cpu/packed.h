@@ -13,8 +13,17 @@
 
 namespace nibble {
 
-// OK if there is a packing for the scheme; Unimplemented naming the scheme otherwise.
+// OK if there is a product for the scheme's activations; Unimplemented naming the scheme otherwise.
 absl::Status CheckPackable(const Scheme& scheme, int64_t cols);
+
+// Whether products multiply the integer codes of the scheme; weights in all others are expanded to
+// floats while they are multiplied, from the stored tensors where they are quantized.
+bool HasIntegerPacking(const Scheme& scheme);
+
+// Bytes of a copy of the stored tensors of a weight.
+size_t StoredBytes(const WeightView& w);
+// The copy, in `memory` (StoredBytes, 128-byte aligned).
+WeightView CopyStored(const WeightView& w, uint8_t* memory);
 
 // Bytes of the packed form: codes, scales, zero points and bias.
 size_t PackedBytes(const WeightView& w, bool has_bias);

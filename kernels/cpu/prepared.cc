@@ -2,8 +2,6 @@
 #include "kernels/cpu/prepared.h"
 
 #include <algorithm>
-#include <cstring>
-#include <utility>
 
 #include "kernels/check.h"
 #include "kernels/cpu/packed.h"
@@ -14,8 +12,10 @@ namespace {
 // The format in which a weight wants its input.
 ActFormat InputFormat(const Scheme& scheme, Mode mode, const CpuTier& tier) {
   if (scheme.activation == Activation::kInt8PerToken) return {DType::kI8, kWholeRow};
+  if (scheme.activation == Activation::kE4M3PerToken) return {DType::kF8E4M3, kWholeRow};
   if (mode == Mode::kExact) return {DType::kF32, 0};
-  if (scheme.quantized()) return {DType::kI8, scheme.group == kWholeRow ? 128 : scheme.group};
+  if (HasIntegerPacking(scheme))
+    return {DType::kI8, scheme.group == kWholeRow ? 128 : scheme.group};
   if (scheme.code == DType::kBF16 && tier.bf16 != nullptr) return {DType::kBF16, 0};
   return {DType::kF32, 0};
 }
@@ -61,25 +61,11 @@ absl::StatusOr<std::unique_ptr<PreparedEmbedding>> PrepareCpuEmbedding(const Wei
                                                                        WeightArena& arena) {
   if (absl::Status status = CheckPackable(*table.scheme, 1); !status.ok()) return status;
   auto embedding = std::make_unique<CpuEmbedding>();
-  embedding->table = table;
-  std::array<std::pair<const void**, size_t>, 3> parts{
-      {{&embedding->table.codes, 0}, {&embedding->table.scales, 0}, {&embedding->table.zeros, 0}}};
-  for (const StoredTensor& stored : StoredTensors(*table.scheme, table.rows, table.cols)) {
-    if (stored.part == Part::kShape) continue;
-    const size_t size = (static_cast<size_t>(stored.bytes()) + 127) / 128 * 128;
-    parts[static_cast<size_t>(stored.part)].second = static_cast<size_t>(stored.bytes());
-    embedding->bytes += size;
-  }
+  embedding->bytes = StoredBytes(table);
   auto memory = arena.Take(embedding->bytes);
   if (!memory.ok()) return memory.status();
   embedding->memory = *std::move(memory);
-  uint8_t* next = embedding->memory.get();
-  for (auto& [pointer, bytes] : parts) {
-    if (bytes == 0) continue;
-    std::memcpy(next, *pointer, bytes);
-    *pointer = next;
-    next += (bytes + 127) / 128 * 128;
-  }
+  embedding->table = CopyStored(table, embedding->memory.get());
   return embedding;
 }
 

@@ -36,6 +36,7 @@ inline void RmsNorm(float* x, const float* delta, const float* weight, float off
   ScaleByNorm(x, weight, offset, InverseRms(x, dim, eps), dim, out);
 }
 
+// A value that is not finite has no code: it reaches the logits through the scale, as `poison`.
 struct Magnitude {
   float absmax;  // NaNs are passed over
   float poison;  // 0, or NaN if a value is not finite
@@ -96,12 +97,17 @@ inline void WriteRow(const float* row, int64_t cols, const RowTarget& target) {
     WriteBF16(row, cols, static_cast<uint16_t*>(target.data));
     return;
   }
+  if (target.dtype == DType::kF8E4M3) {
+    const Magnitude size = Measure(row, cols);
+    target.scales[0] = size.absmax / kMaxE4M3 + size.poison;
+    EncodeE4M3(row, cols, size.absmax, static_cast<uint8_t*>(target.data));
+    return;
+  }
   auto* codes = static_cast<int8_t*>(target.data);
   int64_t g = 0;
   for (int64_t begin = 0; begin < cols; begin += target.group, ++g) {
     const int64_t count = cols - begin < target.group ? cols - begin : target.group;
     const Magnitude size = Measure(row + begin, count);
-    // A value that is not finite has no code: it must reach the logits through the scale.
     target.scales[g] = size.absmax / 127.0f + size.poison;
     target.sums[g] = EncodeRun(row + begin, count, InverseScale(size.absmax), codes + begin);
   }

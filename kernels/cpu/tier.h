@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/ops.h"
+#include "kernels/scheme.h"
 
 namespace nibble {
 
@@ -22,6 +23,7 @@ enum class Packing : uint8_t {
   kBF16,       // [k][32] bfloat16
   kBF16Pairs,  // [k / 2][32][2] bfloat16
   kU8,         // [k / 4][32][4] code + 128
+  kStored,     // as StoredTensors() says: PackedMatrix::stored
   kU4,  // [k / 8][32][4] bytes; byte j = (code + 8) of k + j, and of k + 4 + j in the high nibble
 };
 
@@ -36,6 +38,7 @@ struct PackedMatrix {
   int64_t panels = 0;
   size_t panel_bytes = 0;  // codes of one panel
   const uint8_t* codes = nullptr;
+  WeightView stored;                 // kStored only; codes, scales and zeros are unused then
   const uint16_t* scales = nullptr;  // (panels, groups, 32) bfloat16
   const uint8_t* zeros = nullptr;    // (panels, groups, 32) zero point + bias; nullptr = symmetric
   const float* bias = nullptr;       // (rows) or nullptr

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "kernels/cpu/kv_entries.h"
+#include "kernels/cpu/scalar_codes.h"
 #include "kernels/cpu/tier.h"
 
 namespace nibble {

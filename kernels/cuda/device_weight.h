@@ -15,6 +15,7 @@ struct DeviceWeight {
   const void* codes = nullptr;  // device memory, as StoredTensors() lays it out
   const void* scales = nullptr;
   const void* zeros = nullptr;
+  const float* nested = nullptr;
 
   // For the functions of codec.h; valid as long as this object.
   NIBBLE_HD WeightView view() const {
@@ -25,6 +26,7 @@ struct DeviceWeight {
     view.codes = codes;
     view.scales = scales;
     view.zeros = zeros;
+    view.nested = nested;
     return view;
   }
 };

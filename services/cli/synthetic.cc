@@ -2,6 +2,7 @@
 #include "services/cli/synthetic.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -55,22 +56,28 @@ class Filler {
   // Weights of a linear of `cols` inputs are about +-1/sqrt(cols).
   absl::Status Weight(const ModuleWeight& module) {
     const float size = 1.0f / std::sqrt(static_cast<float>(module.cols));
+    const float scale = size / static_cast<float>(module.scheme->span());
+    // The NaNs of e4m3 are odd codes.
+    const uint64_t mask = module.scheme->code == DType::kF8E4M3 ? 0xfefefefefefefefe : ~uint64_t{0};
     for (const StoredTensor& part : StoredTensors(*module.scheme, module.rows, module.cols)) {
       absl::Status status;
       const std::string name = Cat(module.name, part.suffix);
       switch (part.part) {
         case Part::kCodes:
           status = module.scheme->quantized()
-                       ? Fill(name, part.bytes(), [&] { return noise_.Next(); })
+                       ? Fill(name, part.bytes(), [&] { return noise_.Next() & mask; })
                        : FillPlain(name, part, size);
           break;
-        case Part::kScales: {
-          const uint16_t scale = ToBf16(size / static_cast<float>(module.scheme->code_max()));
-          status = Repeat(name, part.bytes(), scale);
+        case Part::kScales:  // Nested ones: 0 above the offset.
+          status = Repeat(name, part.bytes(), module.scheme->nested() ? 0x7f7f : ToBf16(scale));
+          break;
+        case Part::kNested: {
+          const uint64_t bits = std::bit_cast<uint32_t>(scale);
+          status = Fill(name, part.bytes(), [bits] { return bits << 32 | bits; });
           break;
         }
-        case Part::kZeros:  // the code 0, biased
-          status = Fill(name, part.bytes(), [] { return uint64_t{0x8888888888888888}; });
+        case Part::kZeros:
+          status = Fill(name, part.bytes(), [&] { return noise_.Next(); });
           break;
         case Part::kShape: {
           const int64_t shape[] = {module.rows, module.cols};

@@ -475,6 +475,7 @@ absl::Status QuantizationApi::ListSchemes(const Caller&, const v1::ListSchemesRe
     info->set_group(scheme.quantized() ? static_cast<int32_t>(scheme.group) : 0);
     info->set_asymmetric(!scheme.symmetric());
     info->set_int8_activations(scheme.activation == Activation::kInt8PerToken);
+    info->set_e4m3_activations(scheme.activation == Activation::kE4M3PerToken);
   }
   return absl::OkStatus();
 }

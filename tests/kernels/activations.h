@@ -47,7 +47,7 @@ class Activations {
       const auto groups = static_cast<size_t>(rows * format.GroupsPerRow(cols));
       buffers_.push_back(Take(backend, static_cast<size_t>(rows * cols) * BytesOf(format.dtype)));
       view.data = buffers_.back()->data();
-      if (format.dtype == DType::kI8) {
+      if (groups > 0) {
         buffers_.push_back(Take(backend, groups * sizeof(float)));
         view.scales = buffers_.back()->as<float>();
         buffers_.push_back(Take(backend, groups * sizeof(int32_t)));
@@ -72,8 +72,10 @@ inline double ActivationValue(const ActView& view, int64_t row, int64_t col) {
   }
   const int64_t groups = view.format.GroupsPerRow(view.cols);
   const int64_t group = view.format.group < 0 ? 0 : col / view.format.group;
-  return static_cast<double>(static_cast<const int8_t*>(view.data)[at]) *
-         view.scales[row * groups + group];
+  const double code = view.format.dtype == DType::kF8E4M3
+                          ? E4M3ToF32(static_cast<const uint8_t*>(view.data)[at])
+                          : static_cast<const int8_t*>(view.data)[at];
+  return code * view.scales[row * groups + group];
 }
 
 // Every tier that this machine has; "scalar" first.

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -134,6 +135,96 @@ TEST(E4M3Test, CodesOfASpanLieWithinHalfAStepAndReachTheEnds) {
   for (const float absmax : {0.0f, 1e-40f}) EXPECT_EQ(F32ToE4M3(E4M3InverseScale(absmax)), 0);
 }
 
+// The distribution function of the normal distribution.
+double Phi(double z) { return 0.5 * std::erfc(-z / std::sqrt(2.0)); }
+
+TEST(NF4Test, ValuesAreTheQuantilesOfTheNormalDistribution) {
+  // QLoRA: quantiles of evenly spaced probabilities, eight from 1/2 up to p and seven down to 1 - p
+  // with the 0 between them, divided by the largest; p = 1 - (1/30 + 1/32) / 2 as in bitsandbytes,
+  // which writes 0.9677083.
+  constexpr double kP = 0.9677083;
+  double low = 0;
+  double high = 4;
+  for (int i = 0; i < 100; ++i) (Phi((low + high) / 2) < kP ? low : high) = (low + high) / 2;
+  for (int i = 0; i < 16; ++i) {
+    const double steps = i < kNF4Zero ? 7 : 8;
+    const double probability = 0.5 + (kP - 0.5) * (i - kNF4Zero) / steps;
+    EXPECT_NEAR(Phi(NF4ToF32(i) * low), probability, 1e-7) << i;
+  }
+  EXPECT_EQ(NF4ToF32(0), -1.0f);
+  EXPECT_EQ(NF4ToF32(kNF4Zero), 0.0f);
+  EXPECT_EQ(NF4ToF32(15), 1.0f);
+}
+
+TEST(NF4Test, EveryCodeEncodesToItselfAndHalfwayGoesDown) {
+  for (int i = 0; i < 16; ++i) EXPECT_EQ(F32ToNF4(NF4ToF32(i)), i);
+  for (int i = 0; i < 15; ++i) {
+    const float middle = (NF4ToF32(i) + NF4ToF32(i + 1)) * 0.5f;
+    EXPECT_EQ(F32ToNF4(middle), i);
+    EXPECT_EQ(F32ToNF4(std::nextafter(middle, -2.0f)), i);
+    EXPECT_EQ(F32ToNF4(std::nextafter(middle, 2.0f)), i + 1);
+  }
+  EXPECT_EQ(F32ToNF4(-0.0f), kNF4Zero);
+  for (const float beyond : {1.5f, 1e30f, std::numeric_limits<float>::infinity()}) {
+    EXPECT_EQ(F32ToNF4(beyond), 15);
+    EXPECT_EQ(F32ToNF4(-beyond), 0);
+  }
+  EXPECT_EQ(F32ToNF4(std::nanf("")), 0);
+}
+
+TEST(Dynamic8Test, ValuesAreThoseOfTheMapOfBitsandbytes) {
+  std::vector<double> map = {0.0, 1.0};
+  for (int i = 0; i < 7; ++i) {
+    const int parts = 1 << i;
+    for (int j = 0; j < parts; ++j) {
+      const double centre = 0.1 + 0.9 * (j + 0.5) / parts;
+      map.push_back(centre * std::pow(10.0, i - 6));
+      map.push_back(-centre * std::pow(10.0, i - 6));
+    }
+  }
+  std::sort(map.begin(), map.end());
+  ASSERT_EQ(map.size(), 256u);
+  for (int i = 0; i < 256; ++i) {
+    const double value = map[static_cast<size_t>(i)];
+    EXPECT_NEAR(Dynamic8ToF32(static_cast<uint8_t>(i)), value, std::abs(value) * 0x1p-24) << i;
+  }
+}
+
+TEST(Dynamic8Test, EveryCodeEncodesToItselfAndHalfwayGoesDown) {
+  for (int i = 0; i < 256; ++i) EXPECT_EQ(F32ToDynamic8(Dynamic8ToF32(static_cast<uint8_t>(i))), i);
+  for (int i = 0; i < 255; ++i) {
+    const float middle =
+        (Dynamic8ToF32(static_cast<uint8_t>(i)) + Dynamic8ToF32(static_cast<uint8_t>(i + 1))) *
+        0.5f;
+    EXPECT_EQ(F32ToDynamic8(middle), i);
+    EXPECT_EQ(F32ToDynamic8(std::nextafter(middle, 2.0f)), i + 1);
+  }
+  EXPECT_EQ(F32ToDynamic8(2.0f), 255);
+  EXPECT_EQ(F32ToDynamic8(-2.0f), 0);
+  EXPECT_EQ(F32ToDynamic8(std::nanf("")), 0);
+}
+
+TEST(EncodeWeightTest, GivesTheNearestValueOfTheGridOfEveryScheme) {
+  std::mt19937 random(4);
+  std::normal_distribution<float> normal;
+  for (const Scheme& scheme : kSchemes) {
+    if (!scheme.quantized()) continue;
+    const int zero = scheme.symmetric() ? 0 : scheme.code_min() + 1;
+    const auto scale = static_cast<float>(3.0 / scheme.span());
+    for (int i = 0; i < 500; ++i) {
+      const float w = normal(random);
+      const float own = DecodeWeight(scheme, EncodeWeight(scheme, w, scale, zero), scale, zero);
+      for (int code = scheme.code_min(); code <= scheme.code_max(); ++code) {
+        const float other = DecodeWeight(scheme, code, scale, zero);
+        if (std::isnan(other)) continue;
+        ASSERT_LE(std::abs(w - own), std::abs(w - other) + 1e-6f) << scheme.name << ", " << w;
+      }
+    }
+    const int of_zero = EncodeWeight(scheme, 5.0f, 0.0f, zero);
+    EXPECT_EQ(DecodeWeight(scheme, of_zero, 1.0f, zero), 0.0f) << scheme.name;
+  }
+}
+
 TEST(IntCodeTest, EveryCodeOfEveryWidthAndZeroPointDecodesToWhatEncodesToIt) {
   for (int bits = 1; bits <= 8; ++bits) {
     const int low = -(1 << (bits - 1));
@@ -202,24 +293,34 @@ TEST(Int8Test, CodesOfASpanLieWithinHalfAStepAndReachTheEnds) {
   EXPECT_EQ(EncodeInt8(std::nanf(""), 1.0f), -127);
 }
 
-TEST(ReadWeightTest, IsCodeMinusZeroTimesScaleOfTheGroupForEveryScheme) {
+TEST(ReadWeightTest, IsTheValueOfTheCodeTimesTheScaleOfTheGroupForEveryScheme) {
   for (const Scheme& scheme : kSchemes) {
     const testing::RandomWeight weight(scheme, 35, 172, 3);
     const WeightView& w = weight.view();
     for (int64_t n = 0; n < w.rows; ++n) {
       for (int64_t k = 0; k < w.cols; ++k) {
         if (!scheme.quantized()) continue;
+        const int64_t groups = scheme.GroupsPerRow(w.cols);
         const int64_t g = k / scheme.GroupWidth(w.cols);
-        const float scale =
-            BF16ToF32(static_cast<const uint16_t*>(w.scales)[n * scheme.GroupsPerRow(w.cols) + g]);
+        const int64_t i = n * groups + g;
+        const float scale = scheme.nested()
+                                ? std::fma(Dynamic8ToF32(static_cast<const uint8_t*>(w.scales)[i]),
+                                           w.nested[1 + i / 256], w.nested[0])
+                                : BF16ToF32(static_cast<const uint16_t*>(w.scales)[i]);
         int zero = 0;
         if (!scheme.symmetric()) {
-          const uint32_t word =
-              static_cast<const uint32_t*>(w.zeros)[n / 8 * scheme.GroupsPerRow(w.cols) + g];
-          zero = static_cast<int>((word >> (4 * (n % 8))) & 15u) - 8;
+          for (int b = 0; b < scheme.bits(); ++b) {
+            const int64_t bit = n * scheme.bits() + b;
+            const uint32_t word = static_cast<const uint32_t*>(w.zeros)[bit / 32 * groups + g];
+            zero |= static_cast<int>((word >> (bit % 32)) & 1u) << b;
+          }
+          zero -= 1 << (scheme.bits() - 1);
         }
-        ASSERT_EQ(ReadWeight(w, n, k), static_cast<float>(ReadCode(w, n, k) - zero) * scale)
-            << scheme.name;
+        const int code = ReadCode(w, n, k);
+        const float value = scheme.code == DType::kNF4      ? NF4ToF32(code)
+                            : scheme.code == DType::kF8E4M3 ? E4M3ToF32(static_cast<uint8_t>(code))
+                                                            : static_cast<float>(code - zero);
+        ASSERT_EQ(ReadWeight(w, n, k), value * scale) << scheme.name;
       }
     }
   }

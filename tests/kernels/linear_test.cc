@@ -190,6 +190,11 @@ TEST(LinearGroupTest, ModesStateTheInputTheyWant) {
   EXPECT_EQ(format("int8", Mode::kFast), (ActFormat{DType::kI8, 128}));
   EXPECT_EQ(format("bf16", Mode::kFast), (ActFormat{DType::kF32, 0}));
   EXPECT_EQ(format("w8a8", Mode::kExact), (ActFormat{DType::kI8, kWholeRow}));
+  EXPECT_EQ(format("fp8", Mode::kExact), (ActFormat{DType::kF8E4M3, kWholeRow}));
+  EXPECT_EQ(format("fp8", Mode::kFast), (ActFormat{DType::kF8E4M3, kWholeRow}));
+  for (const char* expanded : {"int3-g64", "int2-g32-asym", "nf4", "nf4-dq", "fp8-w8a16"}) {
+    EXPECT_EQ(format(expanded, Mode::kFast), (ActFormat{DType::kF32, 0})) << expanded;
+  }
 }
 
 // Tiers whose fast products of bf16 weights take bfloat16 activations.

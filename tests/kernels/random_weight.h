@@ -2,6 +2,7 @@
 // A random weight in any scheme, in its stored form.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <random>
@@ -26,10 +27,8 @@ class RandomWeight {
       std::vector<uint32_t>& data = parts_[static_cast<size_t>(tensor.part)];
       data.assign(static_cast<size_t>(tensor.bytes() + 3) / 4 + 1, 0);
     }
-    uint32_t* codes = parts_[0].data();
-    view_.codes = codes;
-    view_.scales = scheme.quantized() ? parts_[1].data() : nullptr;
-    view_.zeros = scheme.symmetric() ? nullptr : parts_[2].data();
+    for (const StoredTensor& tensor : list) view_.Set(tensor.part, Data(tensor.part));
+    uint32_t* codes = Data(Part::kCodes);
     if (!scheme.quantized()) {
       for (int64_t i = 0; i < rows * cols; ++i) {
         const float w = 0.1f * normal(random);
@@ -42,11 +41,19 @@ class RandomWeight {
       }
       return;
     }
+    if (scheme.nested()) {
+      auto* nested = reinterpret_cast<float*>(Data(Part::kNested));
+      nested[0] = 0.015f;
+      for (int64_t i = 0; i * kNestedGroup < rows * scheme.GroupsPerRow(cols); ++i) {
+        nested[1 + i] = 0.01f * std::abs(normal(random));
+      }
+    }
     std::uniform_int_distribution<int> code(scheme.code_min(), scheme.code_max());
     const int bits = scheme.bits();
     for (int64_t n = 0; n < rows; ++n) {
       for (int64_t k = 0; k < cols; ++k) {
-        const int q = code(random);
+        int q = code(random);
+        if (scheme.code == DType::kF8E4M3 && (q & 0x7f) == 0x7f) q = 0;  // no NaN
         if (scheme.container == Container::kBytes) {
           reinterpret_cast<int8_t*>(codes)[n * cols + k] = static_cast<int8_t>(q);
         } else {
@@ -56,13 +63,17 @@ class RandomWeight {
       }
       for (int64_t g = 0; g < scheme.GroupsPerRow(cols); ++g) {
         const int64_t groups = scheme.GroupsPerRow(cols);
-        reinterpret_cast<uint16_t*>(parts_[1].data())[n * groups + g] =
-            F32ToBF16(0.01f * (0.5f + std::abs(normal(random))));
-        if (!scheme.symmetric()) {
-          const int zero_bits = BitsOf(scheme.zero);
-          const uint32_t zero = random() & ((1u << zero_bits) - 1u);
-          const int64_t bit = n * zero_bits;
-          parts_[2][static_cast<size_t>((bit >> 5) * groups + g)] |= zero << (bit & 31);
+        if (scheme.nested()) {
+          reinterpret_cast<uint8_t*>(Data(Part::kScales))[n * groups + g] =
+              static_cast<uint8_t>(random());
+        } else {
+          reinterpret_cast<uint16_t*>(Data(Part::kScales))[n * groups + g] =
+              F32ToBF16(0.01f * (0.5f + std::abs(normal(random))));
+        }
+        if (scheme.symmetric()) continue;
+        const int zero_bits = BitsOf(scheme.zero);
+        for (int64_t bit = n * zero_bits; bit < (n + 1) * zero_bits; ++bit) {
+          Data(Part::kZeros)[bit / 32 * groups + g] |= (random() & 1u) << (bit % 32);
         }
       }
     }
@@ -71,8 +82,10 @@ class RandomWeight {
   const WeightView& view() const { return view_; }
 
  private:
+  uint32_t* Data(Part part) { return parts_[static_cast<size_t>(part)].data(); }
+
   WeightView view_;
-  std::vector<uint32_t> parts_[3];
+  std::vector<uint32_t> parts_[kMaxStoredTensors];
 };
 
 }  // namespace nibble::testing

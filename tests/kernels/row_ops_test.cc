@@ -19,6 +19,7 @@ namespace {
 
 constexpr int64_t kRows = 5;
 constexpr ActFormat kFormats[] = {{DType::kF32, 0}, {DType::kI8, 32}, {DType::kI8, kWholeRow}};
+constexpr ActFormat kE4M3Formats[] = {{DType::kF32, 0}, {DType::kF8E4M3, kWholeRow}};
 
 std::unique_ptr<Backend> Make(const std::string& tier, int threads = 2) {
   return MakeCpuBackend({.threads = threads, .tier = tier}).value();
@@ -41,7 +42,7 @@ std::vector<uint8_t> Bytes(const ActSet& set, int64_t rows) {
   return bytes;
 }
 
-// The int8 views hold exactly what the codec makes of the f32 view.
+// The int8 and e4m3 views hold exactly what the codec makes of the f32 view.
 void ExpectCodesOf(const ActSet& set, int64_t rows) {
   const auto* floats = static_cast<const float*>(set.views[0].data);
   for (int f = 1; f < set.count; ++f) {
@@ -54,6 +55,15 @@ void ExpectCodesOf(const ActSet& set, int64_t rows) {
         const int64_t end = std::min(begin + width, (row + 1) * view.cols);
         float absmax = 0;
         for (int64_t i = begin; i < end; ++i) absmax = std::max(absmax, std::abs(floats[i]));
+        if (view.format.dtype == DType::kF8E4M3) {
+          EXPECT_EQ(view.scales[row], E4M3Scale(absmax));
+          for (int64_t i = begin; i < end; ++i) {
+            ASSERT_EQ(static_cast<const uint8_t*>(view.data)[i],
+                      F32ToE4M3(floats[i] * E4M3InverseScale(absmax)))
+                << row << ", " << i;
+          }
+          continue;
+        }
         EXPECT_EQ(view.scales[row * groups + g], Int8Scale(absmax));
         int32_t sum = 0;
         for (int64_t i = begin; i < end; ++i) {
@@ -149,22 +159,50 @@ TEST(RmsNormTest, NormsOnlyTheRowsThatAreAskedFor) {
 
 TEST(RmsNormTest, ANaNReachesTheOutputInEveryFormat) {
   for (const std::string& tier : Tiers()) {
-    auto backend = Make(tier);
-    std::vector<float> x(64, 1.0f);
-    x[40] = std::numeric_limits<float>::quiet_NaN();
-    auto residual = TakeFloats(*backend, x);
-    auto weight = TakeFloats(*backend, std::vector<float>(64, 1.0f));
-    Activations out(*backend, kFormats, 1, 64);
-    RmsNormArgs args{};
-    args.x = residual->as<float>();
-    args.weight = weight->as<float>();
-    args.dim = 64;
-    args.num_rows = 1;
-    args.out = out.set();
-    backend->RmsNorm(args);
-    for (int f = 0; f < out.set().count; ++f) {
-      EXPECT_TRUE(std::isnan(ActivationValue(out.set().views[static_cast<size_t>(f)], 0, 40)))
-          << tier;
+    for (const std::span<const ActFormat> formats :
+         {std::span<const ActFormat>(kFormats), std::span<const ActFormat>(kE4M3Formats)}) {
+      auto backend = Make(tier);
+      std::vector<float> x(64, 1.0f);
+      x[40] = std::numeric_limits<float>::quiet_NaN();
+      auto residual = TakeFloats(*backend, x);
+      auto weight = TakeFloats(*backend, std::vector<float>(64, 1.0f));
+      Activations out(*backend, formats, 1, 64);
+      RmsNormArgs args{};
+      args.x = residual->as<float>();
+      args.weight = weight->as<float>();
+      args.dim = 64;
+      args.num_rows = 1;
+      args.out = out.set();
+      backend->RmsNorm(args);
+      for (int f = 0; f < out.set().count; ++f) {
+        EXPECT_TRUE(std::isnan(ActivationValue(out.set().views[static_cast<size_t>(f)], 0, 40)))
+            << tier;
+      }
+    }
+  }
+}
+
+TEST(RmsNormTest, WritesE4M3AlikeInEveryTier) {
+  for (const int64_t dim : kRowLengths) {
+    std::vector<uint8_t> scalar;
+    for (const std::string& tier : Tiers()) {
+      auto backend = Make(tier);
+      auto residual = TakeFloats(*backend, RandomFloats(kRows * dim, 1));
+      std::fill_n(residual->as<float>(), dim, 0.0f);  // a row of zeros
+      auto weights = TakeFloats(*backend, RandomFloats(dim, 3));
+      Activations out(*backend, kE4M3Formats, kRows, dim);
+      RmsNormArgs args{};
+      args.x = residual->as<float>();
+      args.weight = weights->as<float>();
+      args.eps = 1e-5f;
+      args.dim = dim;
+      args.num_rows = kRows;
+      args.out = out.set();
+      backend->RmsNorm(args);
+      ExpectCodesOf(out.set(), kRows);
+      const auto bytes = Bytes(out.set(), kRows);
+      if (tier == "scalar") scalar = bytes;
+      EXPECT_EQ(bytes, scalar) << tier << ", " << dim;
     }
   }
 }

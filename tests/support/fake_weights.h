@@ -67,13 +67,9 @@ class FakeWeights final : public WeightSource {
     view.scheme = stored.scheme;
     view.rows = stored.rows;
     view.cols = stored.cols;
-    const auto part = [&stored](Part which) -> const void* {
-      const std::vector<uint32_t>& words = stored.parts[static_cast<size_t>(which)];
-      return words.empty() ? nullptr : words.data();
-    };
-    view.codes = part(Part::kCodes);
-    view.scales = part(Part::kScales);
-    view.zeros = part(Part::kZeros);
+    for (const StoredTensor& tensor : StoredTensors(*view.scheme, view.rows, view.cols)) {
+      view.Set(tensor.part, stored.parts[static_cast<size_t>(tensor.part)].data());
+    }
     return view;
   }
   absl::StatusOr<std::vector<float>> Vector(std::string_view tensor) const override {
@@ -108,20 +104,24 @@ class FakeWeights final : public WeightSource {
     for (const StoredTensor& tensor : StoredTensors(scheme, rows, cols)) {
       std::vector<uint32_t>& words = stored.parts[static_cast<size_t>(tensor.part)];
       words.resize(static_cast<size_t>((tensor.bytes() + 3) / 4));
-      if (tensor.dtype == DType::kF32) {
+      const double spread = scheme.span() * 0.58;  // of uniform codes
+      const auto scale = static_cast<float>(deviation / spread);
+      if (tensor.part == Part::kNested) {
+        for (uint32_t& word : words) word = std::bit_cast<uint32_t>(scale);
+      } else if (tensor.dtype == DType::kF32) {
         for (uint32_t& word : words) word = std::bit_cast<uint32_t>(normal(random_));
-      } else if (tensor.part == Part::kScales) {
-        NIBBLE_CHECK(tensor.dtype == DType::kBF16);
-        const double spread = scheme.code_max() * 0.58;  // of uniform codes
-        const uint16_t scale = F32ToBF16(static_cast<float>(deviation / spread));
-        for (uint32_t& word : words) word = scale * 0x10001u;
+      } else if (tensor.part == Part::kScales) {  // Nested ones: 0 above the offset.
+        const uint32_t half = scheme.nested() ? 0x7f7fu : F32ToBF16(scale);
+        for (uint32_t& word : words) word = half * 0x10001u;
       } else if (tensor.dtype == DType::kBF16) {
         for (uint32_t& word : words) {
           const uint32_t low = F32ToBF16(normal(random_));
           word = low | static_cast<uint32_t>(F32ToBF16(normal(random_))) << 16;
         }
       } else {
-        for (uint32_t& word : words) word = static_cast<uint32_t>(random_());
+        // The NaNs of e4m3 are odd codes.
+        const uint32_t mask = tensor.dtype == DType::kF8E4M3 ? 0xfefefefeu : ~0u;
+        for (uint32_t& word : words) word = static_cast<uint32_t>(random_()) & mask;
       }
     }
   }

@@ -58,6 +58,7 @@ TEST_F(ArtifactWriterTest, EverySchemeComesBackAsItWasWritten) {
       for (const SafetensorsEntry& tensor : WeightEntries(module)) {
         const std::string bytes = TinyBytes(tensor, spec.modules);
         const void* stored = tensor.name.ends_with("_scale")        ? view->scales
+                             : tensor.name.ends_with("_nested")     ? view->nested
                              : tensor.name.ends_with("_zero_point") ? view->zeros
                              : tensor.name.ends_with("_shape")      ? nullptr
                                                                     : view->codes;

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Writes tests/data/compressed_tensors: a "model" whose modules the compressed-tensors package
-quantized, compressed and described, one for each scheme, and the weights that it decompresses.
+quantized, compressed and described, one for each scheme that it knows, and the weights that it
+decompresses.
 
     python3 make_golden.py        needs torch, safetensors, compressed-tensors (written with 0.20.0)
 """
@@ -15,7 +16,7 @@ from compressed_tensors.quantization import (
 from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import save_file
 
-ROWS, COLS = 9, 256  # nine rows: packed zero points end inside a word
+ROWS, COLS = 11, 256  # eleven rows: packed zero points end inside a word, those of 3 bits straddle two
 
 
 def args(bits, group, symmetric=True):
@@ -23,13 +24,23 @@ def args(bits, group, symmetric=True):
                             strategy="group" if group else "channel", group_size=group)
 
 
-SCHEMES = {"int8": (args(8, None), None)}
+def per_token(kind):
+    return QuantizationArgs(num_bits=8, type=kind, strategy="token", dynamic=True)
+
+
+PACKED, BYTES, FLOAT, NAIVE = "pack-quantized", "int-quantized", "float-quantized", "naive-quantized"
+FP8 = QuantizationArgs(num_bits=8, type="float", strategy="channel")
+SCHEMES = {"int8": (PACKED, args(8, None), None)}
 for size in (128, 64, 32):
-    SCHEMES[f"int8-g{size}"] = (args(8, size), None)
-    SCHEMES[f"int4-g{size}"] = (args(4, size), None)
-    SCHEMES[f"int4-g{size}-asym"] = (args(4, size, symmetric=False), None)
-SCHEMES["w8a8"] = (args(8, None),
-                   QuantizationArgs(num_bits=8, type="int", strategy="token", dynamic=True))
+    SCHEMES[f"int8-g{size}"] = (PACKED, args(8, size), None)
+    SCHEMES[f"int4-g{size}"] = (PACKED, args(4, size), None)
+    SCHEMES[f"int4-g{size}-asym"] = (PACKED, args(4, size, symmetric=False), None)
+SCHEMES["w8a8"] = (BYTES, args(8, None), per_token("int"))
+for bits, size in ((3, 128), (3, 64), (2, 64), (2, 32)):
+    SCHEMES[f"int{bits}-g{size}"] = (PACKED, args(bits, size), None)
+    SCHEMES[f"int{bits}-g{size}-asym"] = (PACKED, args(bits, size, symmetric=False), None)
+SCHEMES["fp8"] = (FLOAT, FP8, per_token("float"))
+SCHEMES["fp8-w8a16"] = (NAIVE, FP8, None)
 
 
 def main():
@@ -37,9 +48,8 @@ def main():
     out = pathlib.Path(__file__).parents[2] / "data" / "compressed_tensors"
     out.mkdir(parents=True, exist_ok=True)
     tensors, expected, groups = {}, {}, {}
-    for index, (name, (weights, inputs)) in enumerate(SCHEMES.items()):
+    for index, (name, (form, weights, inputs)) in enumerate(SCHEMES.items()):
         module = f"model.layers.0.{name}"
-        form = "int-quantized" if inputs else "pack-quantized"
         scheme = QuantizationScheme(targets=[module], weights=weights, input_activations=inputs,
                                     format=form)
         groups[f"group_{index}"] = scheme

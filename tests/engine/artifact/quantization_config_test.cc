@@ -82,10 +82,45 @@ TEST(QuantizationConfigTest, WhatIsBuiltIsRead) {
   EXPECT_TRUE(BuildQuantizationConfig({{"a", FindScheme("bf16")}}).is_null());
 }
 
+TEST(QuantizationConfigTest, SchemesAreSaidInTheWordsOfTheDialect) {
+  struct Said {
+    const char* scheme;
+    const char* format;
+    json weights;
+    json inputs;
+  };
+  const Said cases[] = {
+      {"int3-g128-asym",
+       "pack-quantized",
+       {{"num_bits", 3}, {"type", "int"}, {"symmetric", false}, {"group_size", 128}},
+       nullptr},
+      {"fp8",
+       "float-quantized",
+       {{"num_bits", 8}, {"type", "float"}, {"strategy", "channel"}, {"group_size", nullptr}},
+       {{"num_bits", 8}, {"type", "float"}, {"strategy", "token"}, {"dynamic", true}}},
+      {"fp8-w8a16", "naive-quantized", {{"num_bits", 8}, {"type", "float"}}, nullptr},
+      {"nf4", "nf4-quantized", {{"num_bits", 4}, {"type", "nf4"}, {"group_size", 64}}, nullptr},
+      {"nf4-dq", "nf4-double-quantized", {{"num_bits", 4}, {"type", "nf4"}}, nullptr}};
+  for (const Said& said : cases) {
+    const json section = BuildQuantizationConfig({{"a", FindScheme(said.scheme)}});
+    const json& group = section["config_groups"]["group_0"];
+    EXPECT_EQ(section["format"], said.format);
+    EXPECT_EQ(group["format"], said.format);
+    for (const auto& [key, value] : said.weights.items()) {
+      EXPECT_EQ(group["weights"][key], value) << said.scheme << " " << key;
+    }
+    EXPECT_EQ(group["input_activations"].is_null(), said.inputs.is_null()) << said.scheme;
+    for (const auto& [key, value] : said.inputs.items()) {
+      EXPECT_EQ(group["input_activations"][key], value) << said.scheme << " " << key;
+    }
+  }
+}
+
 TEST(QuantizationConfigTest, ACombinationWithoutASchemeIsNamed) {
   for (const json& fields :
-       {json{{"num_bits", 3}}, json{{"type", "float"}}, json{{"group_size", 48}},
-        json{{"strategy", "tensor_group"}}, json{{"symmetric", false}, {"num_bits", 8}}}) {
+       {json{{"num_bits", 5}}, json{{"type", "float"}}, json{{"type", "nf4"}},
+        json{{"num_bits", 2}}, json{{"group_size", 48}}, json{{"strategy", "tensor_group"}},
+        json{{"symmetric", false}, {"num_bits", 8}}}) {
     const absl::Status status = Error(Section({{"g", Group({"Linear"}, Weights(fields))}}));
     EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented) << fields;
     EXPECT_THAT(std::string(status.message()), HasSubstr("which is none of the schemes int8"));

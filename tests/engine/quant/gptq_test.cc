@@ -121,7 +121,8 @@ TEST(Gptq, AgreesWithTheDoublePrecisionReference) {
   constexpr int64_t kCols = 256;
   const Matrix w = RandomMatrix(kRows, kCols, 21);
   const Matrix h = HessianOf(RandomInputs(600, kCols, 22));
-  for (const std::string_view name : {"int4-g64", "int4-g128-asym", "int8"}) {
+  for (const std::string_view name :
+       {"int4-g64", "int4-g128-asym", "int8", "int3-g64-asym", "int2-g64"}) {
     for (const bool act_order : {false, true}) {
       const Scheme& scheme = Named(name);
       GptqOptions options;
@@ -155,7 +156,8 @@ TEST(Gptq, IsNeverWorseThanRoundingToNearestAndUsuallyMuchBetter) {
   const Matrix w = RandomMatrix(60, 128, 23);
   for (const int64_t tokens : {20, 128, 1000}) {  // 20 tokens: a singular Hessian
     const Matrix h = HessianOf(RandomInputs(tokens, 128, 24));
-    for (const std::string_view name : {"int4-g32", "int4-g128", "int4-g64-asym", "w8a8"}) {
+    for (const std::string_view name : {"int4-g32", "int4-g128", "int4-g64-asym", "w8a8",
+                                        "int3-g64", "int2-g32-asym", "nf4", "fp8"}) {
       const Scheme& scheme = Named(name);
       const GroupScales scales = AbsmaxScales(w, scheme, 1);
       const Matrix nearest = NearestValues(w, scheme, scales, 1);

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "kernels/codec.h"
@@ -42,7 +43,10 @@ TEST(QuantizedWeight, ReadsBackWhatWasSetInEveryScheme) {
     GroupScales scales(kRows, groups);
     for (size_t i = 0; i < scales.scale.size(); ++i) {
       scales.scale[i] = RoundToBF16(0.01f * static_cast<float>(i + 1));
-      scales.zero[i] = scheme.symmetric() ? 0 : static_cast<int8_t>(static_cast<int>(i % 16) - 8);
+      const int span = scheme.code_max() - scheme.code_min() + 1;
+      scales.zero[i] = scheme.symmetric()
+                           ? 0
+                           : static_cast<int8_t>(static_cast<int>(i) % span + scheme.code_min());
     }
     QuantizedWeight w(scheme, kRows, kCols);
     w.SetScales(scales);
@@ -62,9 +66,35 @@ TEST(QuantizedWeight, ReadsBackWhatWasSetInEveryScheme) {
         const auto i = static_cast<size_t>(n * groups + k / scheme.GroupWidth(kCols));
         ASSERT_EQ(ReadCode(view, n, k), code(n, k)) << scheme.name;
         ASSERT_EQ(ReadZero(view, n, k / scheme.GroupWidth(kCols)), scales.zero[i]) << scheme.name;
-        ASSERT_EQ(values.at(n, k), DecodeInt(code(n, k), scales.scale[i], scales.zero[i]));
+        ASSERT_EQ(ReadScale(view, n, k / scheme.GroupWidth(kCols)), scales.scale[i]) << scheme.name;
+        const float value = DecodeWeight(scheme, code(n, k), scales.scale[i], scales.zero[i]);
+        if (std::isnan(value)) continue;
+        ASSERT_EQ(values.at(n, k), value) << scheme.name;
       }
     }
+  }
+}
+
+TEST(QuantizedWeight, StoresNestedScalesAsDeviationsFromTheirMean) {
+  // 300 scales around 2: the second block of 256 deviates ten times less than the first.
+  constexpr int64_t kRows = 300;
+  QuantizedWeight w(*FindScheme("nf4-dq"), kRows, 64);
+  GroupScales scales(kRows, 1);
+  for (size_t i = 0; i < scales.scale.size(); ++i) {
+    scales.scale[i] = 2.0f + (i < 256 ? 1.0f : 0.1f) * (i % 2 == 0 ? 1.0f : -1.0f);
+  }
+  const std::vector<float> wanted = scales.scale;
+  w.SetScales(scales);
+  const float* nested = w.view().nested;
+  EXPECT_FLOAT_EQ(nested[0], 2.0f);
+  EXPECT_FLOAT_EQ(nested[1], 1.0f);
+  EXPECT_FLOAT_EQ(nested[2], 0.1f);
+  ASSERT_EQ(w.tensors().items[3].suffix, ".weight_scale_nested");
+  EXPECT_EQ(w.tensors().items[3].shape[0], 3);
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    // 1 is a code; the one nearest to -1 is -0.99296875.
+    EXPECT_NEAR(scales.scale[i], wanted[i], (i < 256 ? 1.0 : 0.1) * 0.0071) << i;
+    EXPECT_EQ(scales.scale[i], ReadScale(w.view(), static_cast<int64_t>(i), 0)) << i;
   }
 }
 
@@ -83,21 +113,25 @@ TEST(QuantizeSpan, HasTheBitsOfTheCodec) {
   const Scheme& symmetric = *FindScheme("int4-g32");
   const Scheme& asymmetric = *FindScheme("int4-g32-asym");
   const Scheme& bytes = *FindScheme("w8a8");
+  const Scheme& narrow = *FindScheme("int2-g32-asym");
+  const Scheme& nf4 = *FindScheme("nf4");
+  const Scheme& e4m3 = *FindScheme("fp8");
   std::vector<float> w = {0.0f, -0.0f, 1e30f, -1e30f, 1e-30f, 3e38f};
   for (int i = -400; i <= 400; ++i) w.push_back(0.0625f * static_cast<float>(i));  // many ties
   for (const float value : testing::RandomMatrix(1, 1000, 3).values) w.push_back(value);
   const auto count = static_cast<int64_t>(w.size());
   std::vector<float> values(w.size());
   std::vector<int8_t> codes(w.size());
-  for (const Scheme* scheme : {&symmetric, &asymmetric, &bytes}) {
+  for (const Scheme* scheme : {&symmetric, &asymmetric, &bytes, &narrow, &nf4, &e4m3}) {
     for (const float scale : {0.125f, 0.0712890625f, 1e-38f, 0.0f}) {
-      for (const int zero : {-8, -3, 0, 7}) {
+      for (const int zero : {-8, -3, 0, 1, 7}) {
         if (scheme->symmetric() && zero != 0) continue;
+        if (zero < scheme->code_min() || zero > scheme->code_max()) continue;
         QuantizeSpan(w.data(), count, scale, zero, *scheme, values.data(), codes.data());
         for (size_t i = 0; i < w.size(); ++i) {
-          const int code = EncodeInt(w[i], scale, zero, scheme->code_min(), scheme->code_max());
+          const int code = EncodeWeight(*scheme, w[i], scale, zero);
           ASSERT_EQ(codes[i], code) << w[i] << " / " << scale << " + " << zero;
-          ASSERT_EQ(values[i], DecodeInt(code, scale, zero));
+          ASSERT_EQ(values[i], DecodeWeight(*scheme, code, scale, zero));
         }
       }
     }

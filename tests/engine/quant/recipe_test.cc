@@ -80,11 +80,12 @@ TEST(Recipe, ErrorsNameTheFieldAndWhatIsAllowed) {
               AllOf(HasSubstr("'spin'"), HasSubstr("awq, smoothquant")));
   EXPECT_THAT(ErrorOf({{"transforms", {"awq", "awq"}}}), HasSubstr("more than once"));
   EXPECT_THAT(ErrorOf({{"transforms", {"smoothquant"}}, {"scheme", "int4-g128"}}),
-              HasSubstr("w8a8"));
+              HasSubstr("w8a8 or fp8"));
   EXPECT_THAT(ErrorOf({{"transforms", {"awq"}}, {"scheme", "bf16"}}), HasSubstr("no meaning"));
   EXPECT_THAT(ErrorOf({{"kv_format", "int3"}}),
               AllOf(HasSubstr("recipe.kv_format"), HasSubstr("f32, bf16, fp8, int8, k8v4, int4")));
   EXPECT_THAT(ErrorOf({{"embedding_scheme", "w8a8"}}), HasSubstr("weight-only"));
+  EXPECT_THAT(ErrorOf({{"embedding_scheme", "fp8"}}), HasSubstr("weight-only"));
   EXPECT_THAT(ErrorOf({{"awq", {{"grid", 0}}}}), HasSubstr("between 1 and 100"));
   EXPECT_THAT(ErrorOf({{"awq", {{"grid", 1.5}}}}), HasSubstr("whole number"));
   EXPECT_THAT(ErrorOf({{"awq", {{"gird", 3}}}}), HasSubstr("recipe.awq has no field 'gird'"));

@@ -44,6 +44,16 @@ TEST(SpanScale, EightBitSpans255Steps) {
   EXPECT_EQ(SpanScale(w, 2, Named("w8a8"), 1.0).scale, 1.0f);
 }
 
+TEST(SpanScale, FewBitsAndOtherGridsReachTheLargestWeight) {
+  const float w[] = {1.0f, -7.0f, 0.0f};
+  EXPECT_EQ(SpanScale(w, 3, Named("int3-g128"), 1.0).scale, 2.0f) << "7 steps, half on each side";
+  EXPECT_EQ(SpanScale(w, 3, Named("int2-g64"), 0.75).scale, 3.5f) << "3 steps";
+  EXPECT_EQ(SpanScale(w, 3, Named("fp8"), 1.0).scale, 7.0f / 448);
+  EXPECT_EQ(SpanScale(w, 3, Named("nf4"), 1.0).scale, 7.0f);
+  const float odd[] = {0.0f, 1.00390625f};
+  EXPECT_EQ(SpanScale(odd, 2, Named("nf4-dq"), 1.0).scale, 1.00390625f) << "rounded when stored";
+}
+
 TEST(SpanScale, AsymmetricContainsZero) {
   const float positive[] = {3.0f, 7.5f};  // the range is 0..7.5
   ScaleAndZero s = SpanScale(positive, 2, Named("int4-g128-asym"), 1.0);
@@ -100,10 +110,12 @@ TEST(RoundRtn, WorkedByHand) {
   EXPECT_EQ(ReadCode(view, 0, 4), -2);
 }
 
-TEST(RoundRtn, IsWithinHalfAStepOfEveryWeight) {
+TEST(RoundRtn, IsWithinHalfAStepOfEveryWeightOnIntegerGrids) {
   const Matrix w = RandomMatrix(9, 256, 5);
   for (const Scheme& scheme : kSchemes) {
-    if (!scheme.quantized()) continue;
+    if (!scheme.quantized() || scheme.code == DType::kNF4 || scheme.code == DType::kF8E4M3) {
+      continue;
+    }
     const GroupScales scales = AbsmaxScales(w, scheme, 1);
     const Matrix q = NearestValues(w, scheme, scales, 1);
     EXPECT_EQ(Dequantize(RoundNearest(w, scheme, scales, 2).view(), 1).values, q.values);
@@ -117,6 +129,43 @@ TEST(RoundRtn, IsWithinHalfAStepOfEveryWeight) {
             << scheme.name;
         EXPECT_EQ(scales.scale[g], RoundToBF16(scales.scale[g]));
       }
+    }
+  }
+}
+
+TEST(RoundRtn, IsWithinHalfAGapOfEveryWeightOnOtherGrids) {
+  const Matrix w = RandomMatrix(9, 256, 5);
+  // Half of the widest gap of NF4, and of e4m3 (256 to 448 in steps of 32), with what rounding the
+  // scale adds.
+  for (const auto& [name, gap] : {std::pair<const char*, float>("nf4", 0.1386f + 0.002f),
+                                  {"nf4-dq", 0.1386f + 0.015f},
+                                  {"fp8", 16.0f / 448 + 0.002f},
+                                  {"fp8-w8a16", 16.0f / 448 + 0.002f}}) {
+    const Scheme& scheme = Named(name);
+    const GroupScales scales = AbsmaxScales(w, scheme, 1);
+    const Matrix q = Dequantize(RoundNearest(w, scheme, scales, 2).view(), 1);
+    if (!scheme.nested()) {
+      EXPECT_EQ(q.values, NearestValues(w, scheme, scales, 1).values);
+    }
+    for (int64_t n = 0; n < w.rows; ++n) {
+      for (int64_t k = 0; k < w.cols; ++k) {
+        const auto g = static_cast<size_t>(n * scales.groups + k / scheme.GroupWidth(w.cols));
+        const auto absmax = static_cast<float>(scales.scale[g] * scheme.span());
+        EXPECT_LE(std::fabs(w.at(n, k) - q.at(n, k)), gap * absmax) << name;
+      }
+    }
+  }
+}
+
+TEST(RoundRtn, NestedScalesAreChosenBeforeTheCodes) {
+  // Groups whose scales the nested code moves: the codes are nearest under the stored scale.
+  const Matrix w = RandomMatrix(40, 192, 6);
+  const Scheme& scheme = Named("nf4-dq");
+  const QuantizedWeight q = RoundNearest(w, scheme, AbsmaxScales(w, scheme, 1), 1);
+  for (int64_t n = 0; n < w.rows; ++n) {
+    for (int64_t k = 0; k < w.cols; ++k) {
+      const float scale = ReadScale(q.view(), n, k / 64);
+      ASSERT_EQ(ReadCode(q.view(), n, k), EncodeWeight(scheme, w.at(n, k), scale, 0));
     }
   }
 }

@@ -69,19 +69,19 @@ class WeightOnDevice {
     weight_.scheme = *view.scheme;
     weight_.rows = view.rows;
     weight_.cols = view.cols;
+    WeightView device = view;
     for (const StoredTensor& tensor : StoredTensors(*view.scheme, view.rows, view.cols)) {
-      const void* host = tensor.part == Part::kCodes    ? view.codes
-                         : tensor.part == Part::kScales ? view.scales
-                         : tensor.part == Part::kZeros  ? view.zeros
-                                                        : nullptr;
+      const void* host = view.Get(tensor.part);
       if (host == nullptr) continue;
       std::vector<uint8_t> bytes(static_cast<size_t>(tensor.bytes()));
       std::memcpy(bytes.data(), host, bytes.size());
       arrays_.emplace_back(bytes);
-      (tensor.part == Part::kCodes    ? weight_.codes
-       : tensor.part == Part::kScales ? weight_.scales
-                                      : weight_.zeros) = arrays_.back().data();
+      device.Set(tensor.part, arrays_.back().data());
     }
+    weight_.codes = device.codes;
+    weight_.scales = device.scales;
+    weight_.zeros = device.zeros;
+    weight_.nested = device.nested;
   }
   const DeviceWeight& weight() const { return weight_; }
 
