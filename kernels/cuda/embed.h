@@ -8,12 +8,12 @@
 
 namespace nibble {
 
-// EmbedArgs (kernels/ops.h) with a table in any scheme, as it is stored or, where it is a tied head,
-// as the head's product keeps it: the same bits.
+// EmbedArgs (kernels/ops.h) with a table in any scheme, as it is stored or, where it is a tied
+// head, as the head's product keeps it: the same bits.
 struct DeviceEmbedArgs {
   DeviceWeight table;   // without pointers if `packed` holds it
   PackedWeight packed;  // data == nullptr: as stored; otherwise output tile 0 is the table's first
-  const int32_t* ids;  // (rows), each in [0, table.rows)
+  const int32_t* ids;   // (rows), each in [0, table.rows)
   int64_t rows;
   float scale;  // multiplies the row
   float* out;   // (rows, table.cols) f32

@@ -19,7 +19,7 @@ TEST(CudaEmbedTest, ReadsEveryScheme) {
       for (const float scale : {1.0f, 45.25f}) {
         const OnDevice<int32_t> rows(ids);
         const auto out = OnDevice<float>::Poisoned(ids.size() * static_cast<size_t>(cols));
-        LaunchEmbed(TestDevice(), {on_device.weight(), rows.data(),
+        LaunchEmbed(TestDevice(), {on_device.weight(), {}, rows.data(),
                                    static_cast<int64_t>(ids.size()), scale, out.data()});
         std::vector<float> expected;
         for (const int32_t id : ids) {
