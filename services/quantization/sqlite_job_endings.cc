@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "services/quantization/sqlite_job_endings.h"
 
-#include <algorithm>
 #include <vector>
 
 #include "engine/base/cat.h"
