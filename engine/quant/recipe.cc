@@ -306,9 +306,8 @@ absl::Status Validate(const Recipe& recipe) {
                      "weight-only scheme such as int8 or int4-g128"));
   }
   if (FindKvFormat(recipe.kv_format) == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat("recipe.kv_format: unknown format '",
-                                                   recipe.kv_format, "'; known are ",
-                                                   KvFormatNames()));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "recipe.kv_format: unknown format '", recipe.kv_format, "'; known are ", KvFormatNames()));
   }
   for (size_t i = 0; i < recipe.transforms.size(); ++i) {
     const Transform transform = recipe.transforms[i];
