@@ -141,6 +141,7 @@ absl::Status RunW8A16(const LinearCall& call) {
 
 absl::Status RunInt8(const LinearCall& call) {
   LinearInt8Args args;
+  NIBBLE_CHECK(call.part.count <= kMaxGroupWeights);
   args.count = call.part.count;
   args.in = call.in;
   args.rows = call.args.rows;
@@ -196,7 +197,7 @@ absl::StatusOr<DeviceWeight> Repack(Device& device, const WeightView& view, Pack
   if (!weight.ok()) return weight.status();
   pack(*weight);
   if (absl::Status status = device.Sync(); !status.ok()) return status;
-  weight->codes = weight->scales = weight->zeros = nullptr;
+  weight->codes = weight->scales = weight->zeros = weight->nested = nullptr;
   return weight;
 }
 
@@ -288,33 +289,25 @@ absl::Status LinearWorkspace::ReserveTiles(Device& device, int64_t output_tiles)
 
 absl::StatusOr<DeviceWeight> UploadWeight(Device& device, const WeightView& view,
                                           std::vector<DeviceMemory>* memory) {
-  DeviceWeight weight;
-  weight.scheme = *view.scheme;
-  weight.rows = view.rows;
-  weight.cols = view.cols;
+  WeightView copy = view;
   for (const StoredTensor& tensor : StoredTensors(*view.scheme, view.rows, view.cols)) {
-    const void* host = nullptr;
-    const void** slot = nullptr;
-    switch (tensor.part) {
-      case Part::kCodes:
-        host = view.codes, slot = &weight.codes;
-        break;
-      case Part::kScales:
-        host = view.scales, slot = &weight.scales;
-        break;
-      case Part::kZeros:
-        host = view.zeros, slot = &weight.zeros;
-        break;
-      case Part::kShape:
-        continue;
-    }
+    const void* host = view.Get(tensor.part);
+    if (host == nullptr) continue;
     const auto bytes = static_cast<size_t>(tensor.bytes());
     absl::StatusOr<DeviceMemory> allocated = DeviceMemory::Allocate(device, bytes);
     if (!allocated.ok()) return allocated.status();
     device.CopyIn(allocated->data(), host, bytes);
-    *slot = allocated->data();
+    copy.Set(tensor.part, allocated->data());
     memory->push_back(*std::move(allocated));
   }
+  DeviceWeight weight;
+  weight.scheme = *view.scheme;
+  weight.rows = view.rows;
+  weight.cols = view.cols;
+  weight.codes = copy.codes;
+  weight.scales = copy.scales;
+  weight.zeros = copy.zeros;
+  weight.nested = copy.nested;
   return weight;
 }
 
@@ -325,6 +318,10 @@ absl::StatusOr<std::unique_ptr<CudaLinear>> PrepareCudaLinear(Device& device,
   auto linear = std::make_unique<CudaLinear>();
   for (size_t i = 0; i < group.weights.size();) {
     const Scheme& scheme = *group.weights[i].scheme;
+    if (scheme.activation == Activation::kE4M3PerToken) {
+      return absl::UnimplementedError(absl::StrCat(
+          "cuda has no product of e4m3 activations: scheme ", std::string(scheme.name)));
+    }
     size_t end = i + 1;
     while (end < group.weights.size() && SharesPart(scheme, *group.weights[end].scheme, mode)) {
       ++end;
