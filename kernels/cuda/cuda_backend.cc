@@ -12,7 +12,6 @@
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/embed.h"
 #include "kernels/cuda/hessian.h"
-#include "kernels/cuda/kv_layout.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/row_ops.h"
 #include "kernels/cuda/sample.h"
@@ -148,11 +147,7 @@ std::unique_ptr<PreparedEmbedding> CudaBackend::EmbeddingOf(const PreparedLinear
 absl::StatusOr<std::unique_ptr<Buffer>> CudaBackend::AllocateKv(const KvSpec& spec,
                                                                 int32_t num_blocks, KvPool* pool) {
   NIBBLE_CHECK(spec.format != nullptr && num_blocks >= 1);
-  if (spec.head_dim % kCudaHeadDimMultiple != 0 || spec.head_dim > kCudaMaxHeadDim) {
-    return absl::UnimplementedError(absl::StrCat("head_dim is ", spec.head_dim,
-                                                 "; attention on CUDA takes multiples of ",
-                                                 kCudaHeadDimMultiple, " up to ", kCudaMaxHeadDim));
-  }
+  if (absl::Status status = CheckAttention(device_->info(), spec); !status.ok()) return status;
   absl::StatusOr<std::unique_ptr<Buffer>> buffer =
       Allocate(static_cast<size_t>(spec.BytesPerBlock()) * static_cast<size_t>(num_blocks));
   if (!buffer.ok()) return buffer.status();
@@ -177,9 +172,8 @@ void CudaBackend::Attention(const AttentionArgs& args) {
   const BatchView& batch = *args.batch;
   const KvSpec& spec = args.kv->spec;
   AttentionScratch scratch;
-  scratch.partials =
-      Grow<float>(partials_, AttentionPartialBytes(batch.sequences, batch.max_blocks, args.heads,
-                                                   spec.kv_heads, spec.head_dim));
+  scratch.partials = Grow<float>(partials_, AttentionPartialBytes(batch.sequences, batch.max_blocks,
+                                                                  args.heads, spec.head_dim));
   const int64_t width = int64_t{args.heads} * spec.head_dim;
   scratch.rows = Grow<float>(rows_, static_cast<size_t>(batch.rows * width) * sizeof(float));
   if (!failed_.ok()) return;

@@ -98,7 +98,7 @@ TEST(CudaBackend, SaysWhatAttentionDoesNotTake) {
   KvPool pool;
   const auto memory = gpu->AllocateKv(spec, 1, &pool);
   EXPECT_EQ(memory.status().code(), absl::StatusCode::kUnimplemented);
-  EXPECT_NE(std::string(memory.status().message()).find("head_dim is 20"), std::string::npos);
+  EXPECT_NE(std::string(memory.status().message()).find("heads of 20"), std::string::npos);
 }
 
 }  // namespace
