@@ -58,7 +58,6 @@ struct PackedLinearKernel {
 
   static constexpr int kHalf = kPackedTile / 2;
   static constexpr int kSpan = 32;                               // the smallest group
-  static constexpr int kVectors = kHalf * kBits / 256;           // of a lane, in one block of 16
   static constexpr int kTokenTiles = kTokens / kTokenParts / 8;  // of a warp
   static constexpr int kActivationBytes = kTokens * kPackedTile * 2;
   static constexpr int kCodeBytes = kPackedTile * kPackedTile * kBits / 8;
@@ -173,60 +172,66 @@ struct PackedLinearKernel {
 
   // sums += a tile of the weight times a tile of the activations.
   static NIBBLE_DEVICE void MultiplyTile(const Params& p, const uint8_t* stage, Sums& sums) {
+    const int first = Half() * (kHalf / kSpan);
+    if constexpr (kTokenParts == 1) {
+      NIBBLE_UNROLL for (int i = 0; i < kHalf / kSpan; ++i) {
+        MultiplySpan(p, stage, first + i, sums);
+      }
+    } else {  // 128 registers
+      NIBBLE_ROLL for (int i = 0; i < kHalf / kSpan; ++i) MultiplySpan(p, stage, first + i, sums);
+    }
+  }
+
+  // The same for input features kSpan * span and following of the tiles.
+  static NIBBLE_DEVICE void MultiplySpan(const Params& p, const uint8_t* stage, int span,
+                                         Sums& sums) {
     const int lane = simt::Lane();
-    const int slab = Slab(), half = Half();
-    simt::Vec16 codes[2][kVectors];
+    simt::Vec16 codes[kBits / 4];
+    NIBBLE_UNROLL for (int v = 0; v < kBits / 4; ++v) {
+      codes[v] = reinterpret_cast<const simt::Vec16*>(
+          stage)[((span * kSlabs + Slab()) * (kBits / 4) + v) * simt::kWarp + lane];
+    }
+    const int order = span * kSpan * p.groups_per_tile / kPackedTile * kPackedTile +
+                      LaneOrder(Slab() * kPackedSlab + lane / 4);
+    const uint8_t* scales = stage + kCodeBytes;
+    uint32_t zeros = 0x8888u;  // of block 0, rows g and g + 8, and of block 1
+    if constexpr (kAsymmetric) {
+      zeros = *reinterpret_cast<const uint16_t*>(scales + p.groups_per_tile * kPackedTile * 2 +
+                                                 order / 2);
+    }
+    uint32_t a[2][2][4];  // block, step
     NIBBLE_UNROLL for (int b = 0; b < 2; ++b) {
-      NIBBLE_UNROLL for (int v = 0; v < kVectors; ++v) {
-        codes[b][v] = reinterpret_cast<const simt::Vec16*>(
-            stage)[((half * kVectors + v) * 8 + slab * 2 + b) * simt::kWarp + lane];
+      const uint32_t zero[2] = {FragmentZero((zeros >> (8 * b)) & 15u),
+                                FragmentZero((zeros >> (8 * b + 4)) & 15u)};
+      NIBBLE_UNROLL for (int step = 0; step < 2; ++step) {
+        if constexpr (kBits == 4) {
+          Int4Fragment(codes[0].word[b * 2 + step], zero, a[b][step]);
+        } else {
+          Int8Fragment(codes[b].word[step * 2], codes[b].word[step * 2 + 1], a[b][step]);
+        }
       }
     }
-    NIBBLE_UNROLL for (int span = 0; span < kHalf / kSpan; ++span) {
-      const int group = (half * kHalf + span * kSpan) * p.groups_per_tile / kPackedTile;
-      const int order = group * kPackedTile + LaneOrder(slab * kPackedSlab + lane / 4);
-      const uint8_t* scales = stage + kCodeBytes;
-      uint32_t zeros = 0x8888u;  // of block 0, rows g and g + 8, and of block 1
-      if constexpr (kAsymmetric) {
-        zeros = *reinterpret_cast<const uint16_t*>(scales + p.groups_per_tile * kPackedTile * 2 +
-                                                   order / 2);
-      }
-      uint32_t a[2][2][4];  // block, step
-      NIBBLE_UNROLL for (int b = 0; b < 2; ++b) {
-        const uint32_t zero[2] = {FragmentZero((zeros >> (8 * b)) & 15u),
-                                  FragmentZero((zeros >> (8 * b + 4)) & 15u)};
-        NIBBLE_UNROLL for (int step = 0; step < 2; ++step) {
-          const int word = (span * 2 + step) * kBits / 4;
-          const simt::Vec16& vector = codes[b][word / 4];
-          if constexpr (kBits == 4) {
-            Int4Fragment(vector.word[word % 4], zero, a[b][step]);
-          } else {
-            Int8Fragment(vector.word[word % 4], vector.word[word % 4 + 1], a[b][step]);
-          }
+    simt::Vec8 scale{};  // of a block: row g, row g + 8
+    if constexpr (kGrouped) {
+      scale = *reinterpret_cast<const simt::Vec8*>(scales + order * 2);
+    }
+    const int unit = span * kSpan / 8 + lane / 8;
+    NIBBLE_UNROLL for (int t = 0; t < kTokenTiles; ++t) {
+      uint32_t x[4];  // the B fragments of both steps
+      simt::LoadMatrix4(
+          x, stage + p.record_bytes + ActivationOffset(FirstToken() + t * 8 + lane % 8, unit));
+      float part[2][4] = {};
+      NIBBLE_UNROLL for (int step = 0; step < 2; ++step) {
+        const uint32_t fragment[2] = {x[2 * step], x[2 * step + 1]};
+        NIBBLE_UNROLL for (int b = 0; b < 2; ++b) {
+          simt::MmaBF16(kGrouped ? part[b] : sums[b][t], a[b][step], fragment);
         }
       }
-      simt::Vec8 scale{};  // of a block: row g, row g + 8
       if constexpr (kGrouped) {
-        scale = *reinterpret_cast<const simt::Vec8*>(scales + order * 2);
-      }
-      const int unit = (half * kHalf + span * kSpan) / 8 + lane / 8;
-      NIBBLE_UNROLL for (int t = 0; t < kTokenTiles; ++t) {
-        uint32_t x[4];  // the B fragments of both steps
-        simt::LoadMatrix4(
-            x, stage + p.record_bytes + ActivationOffset(FirstToken() + t * 8 + lane % 8, unit));
-        float part[2][4] = {};
-        NIBBLE_UNROLL for (int step = 0; step < 2; ++step) {
-          const uint32_t fragment[2] = {x[2 * step], x[2 * step + 1]};
-          NIBBLE_UNROLL for (int b = 0; b < 2; ++b) {
-            simt::MmaBF16(kGrouped ? part[b] : sums[b][t], a[b][step], fragment);
-          }
-        }
-        if constexpr (kGrouped) {
-          NIBBLE_UNROLL for (int b = 0; b < 2; ++b) {
-            NIBBLE_UNROLL for (int e = 0; e < 4; ++e) {
-              const uint32_t bits = e < 2 ? scale.word[b] << 16 : scale.word[b] & 0xffff0000u;
-              sums[b][t][e] = std::fma(std::bit_cast<float>(bits), part[b][e], sums[b][t][e]);
-            }
+        NIBBLE_UNROLL for (int b = 0; b < 2; ++b) {
+          NIBBLE_UNROLL for (int e = 0; e < 4; ++e) {
+            const uint32_t bits = e < 2 ? scale.word[b] << 16 : scale.word[b] & 0xffff0000u;
+            sums[b][t][e] = std::fma(std::bit_cast<float>(bits), part[b][e], sums[b][t][e]);
           }
         }
       }

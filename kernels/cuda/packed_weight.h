@@ -5,9 +5,11 @@
 //
 // Output features are cut into tiles of 128, input features into tiles of 128; both are padded, and
 // what is padded decodes to 0. Tile (n, k) is record n * k_tiles + k:
-//   codes   (unit, block of 16 output features, lane) of 16 bytes; a unit is 64 (int4) or 32 (int8)
-//           input features. The fragments are operand A of an m16n8k16 product (simt.h), so output
-//           features are its rows and tokens its columns.
+//   codes   (32 input features, slab of 32 output features, 1 (int4) or 2 (int8), lane) of 16
+//   bytes.
+//           The fragments are operand A of an m16n8k16 product (simt.h): output features are its
+//           rows, tokens its columns. A lane has two blocks of 16 output features, of two steps of
+//           16 input features each.
 //   scales  (group in the tile, LaneOrder) bf16, unless there is one per output feature
 //   zeros   (group in the tile, LaneOrder) unsigned 4 bits; asymmetric formats only
 // After the records: one bf16 scale per padded output feature, if the format has no groups.
@@ -84,12 +86,13 @@ struct PackedCode {
   int shift;
 };
 NIBBLE_HD constexpr PackedCode PackedCodeOf(int bits, int n, int k) {
-  const int unit_width = 256 / bits;
-  const int unit = k / unit_width, step = k % unit_width / 16;
+  const int slab = n / 32, block = n / 16 % 2, span = k / 32, step = k / 16 % 2;
   const int lane = n % 8 * 4 + k % 8 / 2;
-  const int fragment = n % 16 / 8 + k % 16 / 8 * 2;  // register of the fragment
-  const int word = ((unit * 8 + n / 16) * 32 + lane) * 4 + (step * 4 + fragment) * bits / 16;
-  return {word, fragment * bits % 16 + k % 2 * 16};
+  const int fragment = n / 8 % 2 + k / 8 % 2 * 2;  // register of the fragment
+  const int pair = (block * 2 + step) * 4 + fragment;
+  const int word = pair * bits / 16;  // of the lane's words
+  const int vector = (span * 4 + slab) * (bits / 4) + word / 4;
+  return {(vector * 32 + lane) * 4 + word % 4, pair * bits % 16 + k % 2 * 16};
 }
 
 // And back: the weight whose code is number `code` (lowest bits first) of a word.
@@ -97,12 +100,14 @@ struct PackedPlace {
   int n, k;
 };
 NIBBLE_HD constexpr PackedPlace PackedPlaceOf(int bits, int word, int code) {
-  const int unit = word / 1024, block = word / 128 % 8, lane = word / 4 % 32;
+  const int vector = word / 128, lane = word / 4 % 32;
+  const int slab = vector / (bits / 4) % 4, span = vector / bits;
   const int odd = code * bits / 16;
-  const int pair = (word % 4 * 16 + code * bits % 16) / bits;  // of the lane's pairs in the unit
-  const int step = pair / 4, fragment = pair % 4;
-  return {block * 16 + fragment % 2 * 8 + lane / 4,
-          unit * (256 / bits) + step * 16 + fragment / 2 * 8 + lane % 4 * 2 + odd};
+  const int of_lane = vector % (bits / 4) * 4 + word % 4;
+  const int pair = (of_lane * 16 + code * bits % 16) / bits;
+  const int block = pair / 8, step = pair / 4 % 2, fragment = pair % 4;
+  return {slab * 32 + block * 16 + fragment % 2 * 8 + lane / 4,
+          span * 32 + step * 16 + fragment / 2 * 8 + lane % 4 * 2 + odd};
 }
 
 // Position of output feature n among the scales or zeros of a group: the four features of a lane's

@@ -19,13 +19,16 @@
 
 #include "kernels/dtype.h"
 
-// NIBBLE_UNROLL stands before a loop whose register arrays need constant indices.
+// NIBBLE_UNROLL stands before a loop whose register arrays need constant indices, NIBBLE_ROLL
+// before one that would need too many registers if it were unrolled.
 #ifdef __CUDACC__
 #define NIBBLE_DEVICE __device__ __forceinline__
 #define NIBBLE_UNROLL _Pragma("unroll")
+#define NIBBLE_ROLL _Pragma("unroll 1")
 #else
 #define NIBBLE_DEVICE inline
 #define NIBBLE_UNROLL
+#define NIBBLE_ROLL
 #endif
 
 namespace nibble::simt {

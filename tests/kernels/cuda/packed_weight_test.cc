@@ -57,10 +57,12 @@ TEST(PackedLayoutTest, FragmentsAreWhatTheMatrixInstructionWants) {
           EXPECT_EQ(at.word / 4, lane);
           EXPECT_EQ(at.word % 4, bits == 4 ? 0 : r / 2);
           EXPECT_EQ(at.shift, (bits == 4 ? 4 * r : 8 * (r % 2)) + 16 * e);
-          // The next step of 16 input features is the next word or two, the next block of 16
-          // output features the next 512 bytes.
+          // The next 16 input features follow, then the next 16 output features: in the same 16
+          // bytes (int4) or in those of the next vector (int8).
           EXPECT_EQ(PackedCodeOf(bits, n, k + 16).word, at.word + bits / 4);
-          EXPECT_EQ(PackedCodeOf(bits, n + 16, k).word, at.word + 128);
+          EXPECT_EQ(PackedCodeOf(bits, n + 16, k).word, at.word + (bits == 4 ? 2 : 128));
+          EXPECT_EQ(PackedCodeOf(bits, n + 32, k).word, at.word + 32 * bits);
+          EXPECT_EQ(PackedCodeOf(bits, n, k + 32).word, at.word + 128 * bits);
         }
       }
     }
