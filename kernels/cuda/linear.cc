@@ -93,14 +93,19 @@ absl::Status RunDequantized(const LinearCall& call) {
   int tile = 0;
   for (int i = 0; i < call.part.count; ++i) {
     const DeviceWeight& weight = call.weight(i);
-    const int64_t slice = std::max<int64_t>(
-        1, static_cast<int64_t>(call.workspace.dequantized_bytes()) / (2 * weight.cols));
+    const bool packed = call.part.packed.data != nullptr;
+    // Whole output tiles of a packed weight.
+    const int64_t least = packed ? kPackedTile : 1;
+    const int64_t room =
+        static_cast<int64_t>(call.workspace.dequantized_bytes()) / (2 * weight.cols);
+    const int64_t slice = std::max(least, room / least * least);
     for (int64_t first = 0; first < weight.rows; first += slice) {
       const int64_t count = std::min(slice, weight.rows - first);
       const Floats to{call.workspace.dequantized(), DType::kBF16};
-      if (call.part.packed.data != nullptr) {
-        LaunchDequantizePacked(call.device, call.part.packed, int64_t{tile} * kPackedTile + first,
-                               count, weight.cols, to);
+      if (packed) {
+        LaunchDequantizePacked(
+            call.device, {call.part.packed, tile + static_cast<int>(first / kPackedTile), count,
+                          weight.cols, to});
       } else {
         LaunchDequantize(call.device, weight, first, count, to);
       }

@@ -3,61 +3,79 @@
 
 #include <gtest/gtest.h>
 
-#include "kernels/codec.h"
-#include "kernels/cuda/embed.h"
-#include "kernels/cuda/pack_weight.h"
-#include "tests/kernels/cuda/on_device.h"
-#include "tests/kernels/random_weight.h"
+#include "tests/kernels/cuda/packed_group.h"
+#include "tests/support/cuda/simt_emulator.h"
+#include "tests/support/shapes.h"
 
 namespace nibble::testing {
 namespace {
 
-constexpr int64_t kRows = 130, kCols = 167;  // beyond a tile in both directions
-
-std::vector<float> Decoded(const WeightView& view, int64_t first, int64_t count) {
+std::vector<float> Values(const RandomWeight& weight, DType out) {
   std::vector<float> values;
-  for (int64_t n = first; n < first + count; ++n) {
-    for (int64_t k = 0; k < view.cols; ++k) values.push_back(ReadWeight(view, n, k));
+  for (int64_t n = 0; n < weight.view().rows; ++n) {
+    for (int64_t k = 0; k < weight.view().cols; ++k) {
+      const float value = ReadWeight(weight.view(), n, k);
+      values.push_back(out == DType::kBF16 ? RoundToBF16(value) : value);
+    }
   }
   return values;
 }
 
-TEST(CudaDequantize, IsReadWeightOfTheRowsInEverySchemeStoredOrPacked) {
+template <typename Run>
+std::vector<float> Output(const RandomWeight& weight, DType out, Run&& run) {
+  const auto count = static_cast<size_t>(weight.view().rows * weight.view().cols);
+  const auto memory = OnDevice<uint8_t>::Poisoned(count * BytesOf(out));
+  run(Floats{memory.data(), out});
+  return out == DType::kBF16 ? FromBF16(As<uint16_t>(memory.Read())) : As<float>(memory.Read());
+}
+
+TEST(CudaDequantize, EverySchemeFromItsStoredForm) {
   for (const Scheme& scheme : kSchemes) {
-    SCOPED_TRACE(std::string(scheme.name));
-    const RandomWeight weight(scheme, kRows, kCols, 3);
-    const WeightOnDevice stored(weight.view());
-    const std::vector<float> expected = Decoded(weight.view(), 5, 124);
-    const auto floats = OnDevice<float>::Poisoned(expected.size());
-    LaunchDequantize(TestDevice(), stored.weight(), 5, 124, Floats{floats.data(), DType::kF32});
-    EXPECT_EQ(floats.Read(), expected);
-    const auto halves = OnDevice<uint16_t>::Poisoned(expected.size());
-    LaunchDequantize(TestDevice(), stored.weight(), 5, 124, Floats{halves.data(), DType::kBF16});
-    EXPECT_EQ(halves.Read(), ToBF16(expected));
-    if (!HasPackedFormat(scheme)) continue;
-
-    PackedLayout layout{PackedFormatOf(scheme), PackedTiles(kRows), PackedTiles(kCols)};
-    const auto memory = OnDevice<uint8_t>::Poisoned(static_cast<size_t>(layout.Bytes()));
-    const PackedWeight packed{layout, memory.data()};
-    LaunchPackWeight(TestDevice(), stored.weight(), packed, 0);
-    const auto from_packed = OnDevice<float>::Poisoned(expected.size());
-    LaunchDequantizePacked(TestDevice(), packed, 5, 124, kCols,
-                           Floats{from_packed.data(), DType::kF32});
-    EXPECT_EQ(from_packed.Read(), expected);
-
-    // A tied head embeds from what its product keeps.
-    const std::vector<int32_t> ids = {129, 0, 64};
-    const OnDevice<int32_t> rows(ids);
-    const auto embedded = OnDevice<float>::Poisoned(ids.size() * kCols);
-    DeviceWeight shape = stored.weight();
-    shape.codes = shape.scales = shape.zeros = nullptr;
-    LaunchEmbed(TestDevice(), {shape, packed, rows.data(), 3, 1.0f, embedded.data()});
-    std::vector<float> table;
-    for (const int32_t id : ids) {
-      for (const float value : Decoded(weight.view(), id, 1)) table.push_back(value);
+    for (const LinearShape& shape : kLinearShapes) {
+      const RandomWeight weight(scheme, shape.out, shape.in, 3);
+      const WeightOnDevice stored(weight.view());
+      for (const DType out : {DType::kBF16, DType::kF32}) {
+        EXPECT_EQ(Output(weight, out,
+                         [&](const Floats& to) {
+                           LaunchDequantize(TestDevice(), stored.weight(), 0, shape.out, to);
+                         }),
+                  Values(weight, out))
+            << scheme.name << " " << shape.out << " x " << shape.in;
+      }
     }
-    EXPECT_EQ(embedded.Read(), table);
   }
+}
+
+TEST(CudaDequantize, EveryPackedFormatAndItsPlaceInTheGroup) {
+  for (const Scheme* scheme : PackedSchemes()) {
+    for (const LinearShape& shape : kLinearShapes) {
+      const RandomWeight before(*scheme, 130, shape.in, 1), weight(*scheme, shape.out, shape.in, 2);
+      const PackedGroup group({&before, &weight});
+      for (const DType out : {DType::kBF16, DType::kF32}) {
+        for (const Schedule schedule : {Schedule::kAscending, Schedule::kDescending}) {
+          Emulator().schedule = schedule;
+          EXPECT_EQ(Output(weight, out,
+                           [&](const Floats& to) {
+                             LaunchDequantizePacked(
+                                 TestDevice(),
+                                 {group.weight(), group.first_tile(1), shape.out, shape.in, to});
+                           }),
+                    Values(weight, out))
+              << scheme->name << " " << shape.out << " x " << shape.in;
+        }
+        Emulator().schedule = Schedule::kAscending;
+      }
+    }
+  }
+}
+
+TEST(CudaDequantize, SomeRowsOfAStoredWeight) {
+  const RandomWeight weight(*FindScheme("int4-g32-asym"), 37, 70, 3);
+  const WeightOnDevice stored(weight.view());
+  const std::vector<float> all = Values(weight, DType::kF32);
+  const auto rows = OnDevice<float>::Poisoned(11 * 70);
+  LaunchDequantize(TestDevice(), stored.weight(), 5, 11, Floats{rows.data(), DType::kF32});
+  EXPECT_EQ(rows.Read(), std::vector<float>(all.begin() + 5 * 70, all.begin() + 16 * 70));
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include "kernels/codec.h"
 #include "tests/kernels/cuda/on_device.h"
+#include "tests/kernels/cuda/packed_group.h"
 #include "tests/kernels/random_weight.h"
 
 namespace nibble::testing {
@@ -19,8 +20,12 @@ TEST(CudaEmbedTest, ReadsEveryScheme) {
       for (const float scale : {1.0f, 45.25f}) {
         const OnDevice<int32_t> rows(ids);
         const auto out = OnDevice<float>::Poisoned(ids.size() * static_cast<size_t>(cols));
-        LaunchEmbed(TestDevice(), {on_device.weight(), {}, rows.data(),
-                                   static_cast<int64_t>(ids.size()), scale, out.data()});
+        LaunchEmbed(TestDevice(), {on_device.weight(),
+                                   {},
+                                   rows.data(),
+                                   static_cast<int64_t>(ids.size()),
+                                   scale,
+                                   out.data()});
         std::vector<float> expected;
         for (const int32_t id : ids) {
           for (int64_t k = 0; k < cols; ++k) {
@@ -30,6 +35,26 @@ TEST(CudaEmbedTest, ReadsEveryScheme) {
         EXPECT_EQ(out.Read(), expected) << scheme.name << ", " << cols << " columns";
       }
     }
+  }
+}
+
+TEST(CudaEmbedTest, ATiedHeadEmbedsFromWhatItsProductKeeps) {
+  const std::vector<int32_t> ids = {129, 0, 64};
+  for (const Scheme* scheme : PackedSchemes()) {
+    const RandomWeight table(*scheme, 130, 167, 5);
+    const PackedGroup group({&table});
+    DeviceWeight shape;
+    shape.scheme = *scheme;
+    shape.rows = 130;
+    shape.cols = 167;
+    const OnDevice<int32_t> rows(ids);
+    const auto out = OnDevice<float>::Poisoned(ids.size() * 167);
+    LaunchEmbed(TestDevice(), {shape, group.weight(), rows.data(), 3, 1.0f, out.data()});
+    std::vector<float> expected;
+    for (const int32_t id : ids) {
+      for (int64_t k = 0; k < 167; ++k) expected.push_back(ReadWeight(table.view(), id, k));
+    }
+    EXPECT_EQ(out.Read(), expected) << scheme->name;
   }
 }
 
