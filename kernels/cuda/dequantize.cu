@@ -149,11 +149,12 @@ constexpr Variant kVariants[] = {
 
 }  // namespace
 
-void LaunchDequantize(Device& device, const DeviceWeight& weight, const Floats& out) {
+void LaunchDequantize(Device& device, const DeviceWeight& weight, int64_t first, int64_t count,
+                      const Floats& out) {
   LaunchShape shape;
-  shape.grid_x = static_cast<int>(weight.rows);
+  shape.grid_x = static_cast<int>(count);
   shape.threads = DequantizeKernel::kThreads;
-  Launch<DequantizeKernel>(device.stream(), shape, {weight, out});
+  Launch<DequantizeKernel>(device.stream(), shape, {weight, first, out});
 }
 
 void LaunchDequantizePacked(Device& device, const DequantizePackedArgs& args) {

@@ -370,8 +370,8 @@ absl::StatusOr<std::unique_ptr<CudaLinear>> PrepareCudaLinear(Device& device,
       for (const WeightView& view : views) {
         const size_t row = static_cast<size_t>(view.cols) * sizeof(uint16_t);
         const size_t whole = row * static_cast<size_t>(view.rows);
-        if (absl::Status status =
-                workspace.ReserveDequantized(device, std::min(whole, std::max(row, kSliceBytes)));
+        if (absl::Status status = workspace.ReserveDequantized(
+                device, std::min(whole, std::max(row * kPackedTile, kSliceBytes)));
             !status.ok()) {
           return status;
         }
