@@ -96,7 +96,9 @@ TEST_P(CudaServing, OutputDependsOnNothingButTheRequest) {
     const Output output = Serve(GetParam(), setting);
     EXPECT_EQ(output.tokens, alone.tokens);
     EXPECT_EQ(output.logprobs, alone.logprobs);
-    if (setting.kv_blocks == 3) EXPECT_GT(output.preemptions, 0u);
+    if (setting.kv_blocks == 3) {
+      EXPECT_GT(output.preemptions, 0u);
+    }
   }
 }
 
