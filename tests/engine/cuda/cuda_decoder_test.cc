@@ -4,8 +4,11 @@
 
 #include <random>
 
+#include "engine/artifact/checkpoint.h"
+#include "engine/eval/documents.h"
 #include "engine/eval/evaluate.h"
 #include "engine/model/decoder.h"
+#include "engine/tokenizer/tokenizer.h"
 #include "tests/support/cuda/emulated_backend.h"
 #include "tests/support/cuda/emulated_device.h"
 #include "tests/support/fake_weights.h"
@@ -62,20 +65,54 @@ TEST_P(CudaDecoder, AgreesWithTheCpuInExactMode) {
   EXPECT_EQ(evaluation->predictions(), 86);
   EXPECT_LT(evaluation->kl(), GetParam().kl);
   EXPECT_GT(evaluation->kl(), 0.0);
-  EXPECT_GT(evaluation->same_top(), 0.9);
+  EXPECT_GT(evaluation->same_top(), 0.85);
 }
 
+// Random weights forget nothing: every rounding to bf16 between the operations reaches the logits.
+// A trained model's share is measured below.
 INSTANTIATE_TEST_SUITE_P(
     All, CudaDecoder,
-    ::testing::Values(Case{"BF16", "bf16", "bf16", Mode::kFast, 1e-4},
-                      Case{"F32Exact", "f32", "f32", Mode::kExact, 1e-4},
-                      Case{"Int4", "int4-g32", "bf16", Mode::kFast, 3e-4},
-                      Case{"Int4Asym", "int4-g64-asym", "bf16", Mode::kFast, 3e-4},
-                      Case{"Int4Exact", "int4-g32", "bf16", Mode::kExact, 3e-4},
-                      Case{"Int8", "int8", "bf16", Mode::kFast, 3e-4},
-                      Case{"W8A8", "w8a8", "bf16", Mode::kFast, 1e-3},
-                      Case{"KvInt8", "bf16", "int8", Mode::kFast, 1e-3}),
+    ::testing::Values(Case{"BF16", "bf16", "bf16", Mode::kFast, 1e-3},
+                      Case{"F32Exact", "f32", "f32", Mode::kExact, 1e-3},
+                      Case{"Int4", "int4-g32", "bf16", Mode::kFast, 1e-3},
+                      Case{"Int4Asym", "int4-g64-asym", "bf16", Mode::kFast, 1e-3},
+                      Case{"Int4Exact", "int4-g32", "bf16", Mode::kExact, 1e-3},
+                      Case{"Int8", "int8", "bf16", Mode::kFast, 1e-3},
+                      Case{"Int3", "int3-g64", "bf16", Mode::kFast, 1e-3},
+                      Case{"Nf4DoubleQuantized", "nf4-dq", "bf16", Mode::kFast, 1e-3},
+                      Case{"W8A8", "w8a8", "bf16", Mode::kFast, 2e-3},
+                      Case{"KvInt8", "bf16", "int8", Mode::kFast, 2e-3}),
     [](const auto& test) { return std::string(test.param.name); });
+
+class CudaDemoModel : public ::testing::TestWithParam<Case> {};
+
+TEST_P(CudaDemoModel, AgreesWithTheCpuInExactMode) {
+  const std::string directory = std::string(NIBBLE_SOURCE_DIR) + "/deploy/demo-model/model";
+  const auto checkpoint = Checkpoint::Open(directory).value();
+  const DecoderConfig config = ParseDecoderConfig(checkpoint->config()).value();
+  const auto tokenizer = Tokenizer::FromDirectory(directory).value();
+  auto documents =
+      ReadDocuments(std::string(NIBBLE_SOURCE_DIR) + "/deploy/demo-model/heldout.jsonl", *tokenizer)
+          .value();
+  documents.resize(1);
+  documents[0].resize(70);
+  const auto gpu = MakeEmulatedBackend().value();
+  const auto cpu = MakeCpuBackend({.threads = 2, .tier = ""}).value();
+  const auto model = Load(*gpu, config, *checkpoint, Mode::kFast);
+  const auto reference = Load(*cpu, config, *checkpoint, Mode::kExact);
+  ASSERT_TRUE(model != nullptr && reference != nullptr);
+  const auto evaluation =
+      Evaluate(*model, reference.get(), documents, *FindKvFormat(GetParam().kv), {});
+  ASSERT_TRUE(evaluation.ok()) << evaluation.status();
+  EXPECT_EQ(evaluation->predictions(), 69);
+  EXPECT_LT(evaluation->kl(), GetParam().kl);
+  EXPECT_GT(evaluation->same_top(), 0.95);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CudaDemoModel,
+                         ::testing::Values(Case{"KvBF16", "bf16", "bf16", Mode::kFast, 1e-4},
+                                           Case{"KvInt8", "bf16", "int8", Mode::kFast, 1e-3}),
+                         [](const auto& test) { return std::string(test.param.name); });
 
 TEST(CudaBackend, RunningOutOfMemoryIsResourceExhaustedAtLoad) {
   const DecoderConfig config = TinyConfig();
