@@ -110,8 +110,11 @@ absl::StatusOr<RoundedModule> RoundPart(const PartsProblem& problem, const char*
   if (!view.ok()) return view.status();
   RoundedModule whole{QuantizedWeight(scheme, view->rows, view->cols),
                       ModuleError{module, std::string(scheme.name), 0, false}};
+  // Nested scales are coded under an offset and scales that the whole matrix shares.
   const int64_t step =
-      std::max<int64_t>(1, problem.slice_values / view->cols / kRowsOfWord) * kRowsOfWord;
+      scheme.nested()
+          ? view->rows
+          : std::max<int64_t>(1, problem.slice_values / view->cols / kRowsOfWord) * kRowsOfWord;
   double error = 0;
   double energy = 0;
   for (int64_t first = 0; first < view->rows; first += step) {
