@@ -111,14 +111,16 @@ TEST_P(CudaLinearPacked, IsNearTheSumInDoublePrecisionAndTheSameInEverySchedule)
 }
 
 // Every variant of the dispatch tables, and several passes; more tiles in a block's run than
-// stages, and runs that end in the middle of an output tile.
+// stages, and runs that end in the middle of an output tile, however many multiprocessors there
+// are.
 TEST_P(CudaLinearPacked, ARowDependsOnNeitherTheRowsBesideItNorTheirNumber) {
-  constexpr int64_t kRows = 67, kOut = 300, kIn = 1160;
-  const LinearPlan plan =
-      PlanLinear(PackedTiles(kOut), PackedTiles(kIn), TestDevice().info().multiprocessors);
+  constexpr int64_t kRows = 67, kIn = 1160;
+  const int multiprocessors = TestDevice().info().multiprocessors;
+  const int64_t out = int64_t{90} * multiprocessors;
+  const LinearPlan plan = PlanLinear(PackedTiles(out), PackedTiles(kIn), multiprocessors);
   ASSERT_GT(plan.length, 6);
   ASSERT_NE(plan.FirstBlock(1), plan.LastBlock(1));
-  const RandomWeight weight(*GetParam(), kOut, kIn, 3);
+  const RandomWeight weight(*GetParam(), out, kIn, 3);
   const Case c{{&weight}, {}};
   const auto x = ToBF16(RandomFloats(kRows * kIn, 4));
   const auto whole = Multiply(c, x, kRows)[0];
@@ -127,7 +129,7 @@ TEST_P(CudaLinearPacked, ARowDependsOnNeitherTheRowsBesideItNorTheirNumber) {
     const int64_t first = kRows - rows;
     const std::vector<uint16_t> some(x.begin() + first * kIn, x.end());
     EXPECT_EQ(Multiply(c, some, rows)[0],
-              std::vector<float>(whole.begin() + first * kOut, whole.end()))
+              std::vector<float>(whole.begin() + first * out, whole.end()))
         << rows;
   }
 }
