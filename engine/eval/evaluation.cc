@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <thread>
 #include <utility>
 
@@ -44,6 +45,12 @@ double Evaluation::same_top() const {
   for (const DocumentScore& document : documents) same += document.same_top;
   const int64_t count = predictions();
   return count == 0 ? 0.0 : static_cast<double>(same) / static_cast<double>(count);
+}
+
+double Evaluation::miss_gap() const {
+  double largest = 0;
+  for (const DocumentScore& document : documents) largest = std::max(largest, document.miss_gap);
+  return largest;
 }
 
 absl::StatusOr<std::vector<EvaluationWindow>> PlanWindows(const std::vector<Document>& documents,
@@ -102,6 +109,13 @@ ScoreSum::Row ScoreSum::ScoreRow(const float* logits, const float* reference,
     score.kl += static_cast<double>(std::exp(static_cast<float>(log_p))) * (log_p - log_q);
   }
   score.same_top = top - logits == reference_top - reference;
+  if (!score.same_top) {
+    float second = -std::numeric_limits<float>::infinity();
+    for (const float* logit = reference; logit < reference + vocab_; ++logit) {
+      if (logit != reference_top) second = std::max(second, *logit);
+    }
+    score.miss_gap = static_cast<double>(*reference_top) - static_cast<double>(second);
+  }
   return score;
 }
 
@@ -129,6 +143,7 @@ void ScoreSum::Add(size_t document, const float* logits, const float* reference,
     total.reference_nll += row.reference_nll;
     total.kl += row.kl;
     total.same_top += row.same_top ? 1 : 0;
+    total.miss_gap = std::max(total.miss_gap, row.miss_gap);
   }
   total.predictions += static_cast<int64_t>(targets.size());
 }

@@ -33,7 +33,9 @@ struct DocumentScore {
   double reference_nll = 0;  // the reference's; 0 without one
   double kl = 0;             // summed KL(reference || model), nats; 0 without a reference
   int64_t same_top = 0;      // predictions whose most probable token agrees with the reference's
-  int64_t predictions = 0;   // every token after the first of a window
+  // Where they do not agree: how far apart the reference's two highest logits are, at most.
+  double miss_gap = 0;
+  int64_t predictions = 0;  // every token after the first of a window
 };
 
 struct Evaluation {
@@ -44,6 +46,7 @@ struct Evaluation {
   double reference_nll() const;
   double kl() const;        // nats per predicted token
   double same_top() const;  // fraction
+  double miss_gap() const;  // the largest of all documents
 };
 
 // Tokens that a model sees at once: token i predicts token i + 1.
@@ -83,6 +86,7 @@ class ScoreSum {
     double reference_nll = 0;
     double kl = 0;
     bool same_top = false;
+    double miss_gap = 0;
   };
   Row ScoreRow(const float* logits, const float* reference, int32_t target) const;
 

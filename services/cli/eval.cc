@@ -132,6 +132,7 @@ absl::StatusOr<nlohmann::json> Run(const Options& options) {
   if (reference != nullptr) {
     result["kl"] = evaluation->kl();
     result["same_top"] = evaluation->same_top();
+    result["miss_gap"] = evaluation->miss_gap();
   }
   if (options.per_document) {
     nlohmann::json& rows = result["per_document"] = nlohmann::json::array();

@@ -64,6 +64,7 @@ void ExpectSameBits(const Evaluation& a, const Evaluation& b) {
     EXPECT_EQ(a.documents[i].reference_nll, b.documents[i].reference_nll) << "document " << i;
     EXPECT_EQ(a.documents[i].kl, b.documents[i].kl) << "document " << i;
     EXPECT_EQ(a.documents[i].same_top, b.documents[i].same_top) << "document " << i;
+    EXPECT_EQ(a.documents[i].miss_gap, b.documents[i].miss_gap) << "document " << i;
     EXPECT_EQ(a.documents[i].predictions, b.documents[i].predictions) << "document " << i;
   }
 }

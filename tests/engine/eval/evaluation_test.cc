@@ -71,6 +71,9 @@ TEST(ScoreSum, AddsWhatTheFormulasSay) {
   EXPECT_NEAR(evaluation->nll(), (std::log(4.0) + std::log(2.0)) / 2, 1e-6);
   EXPECT_NEAR(evaluation->reference_nll(), std::log(2.0), 1e-6);
   EXPECT_EQ(evaluation->same_top(), 0.5);
+  EXPECT_NEAR(evaluation->documents[0].miss_gap, std::log(2.0), 1e-6);
+  EXPECT_EQ(evaluation->documents[2].miss_gap, 0.0);
+  EXPECT_EQ(evaluation->miss_gap(), evaluation->documents[0].miss_gap);
 }
 
 TEST(ScoreSum, RefusesLogitsThatAreNotFinite) {
