@@ -114,7 +114,10 @@ absl::StatusOr<std::unique_ptr<BlockwiseEvaluator>> BlockwiseEvaluator::Make(
   for (const EvaluationWindow& window : result->windows_) {
     result->rows_ += static_cast<int64_t>(window.tokens.size()) - 1;
   }
-  auto states = result->RunBlocks(reference, Mode::kExact, ReferenceKvFormat(*wanted.kv));
+  const KvFormat* reference_kv = wanted.text.reference_kv;
+  auto states =
+      result->RunBlocks(reference, Mode::kExact,
+                        reference_kv != nullptr ? *reference_kv : ReferenceKvFormat(*wanted.kv));
   if (!states.ok()) return states.status();
   result->reference_states_ = *std::move(states);
   return result;

@@ -34,7 +34,7 @@ class BlockwiseEvaluator {
  public:
   struct Options {
     EvaluateOptions text;          // window > 0: the context that a Decoder would be loaded with
-    const KvFormat* kv = nullptr;  // of the models; the reference's is ReferenceKvFormat of it
+    const KvFormat* kv = nullptr;  // of the models
     int64_t activation_budget_bytes = 0;    // above it activations are spilled to
     std::string spill_directory;            // an existing directory
     std::function<void(int32_t)> on_block;  // blocks done of the run under way; may be empty

@@ -81,7 +81,9 @@ absl::StatusOr<Evaluation> Evaluate(Decoder& model, Decoder* reference,
   std::unique_ptr<Scorer> reference_scorer;
   int32_t chunk_rows = (*scorer)->chunk_rows();
   if (reference != nullptr) {
-    auto made = Scorer::Make(*reference, ReferenceKvFormat(kv), window);
+    auto made = Scorer::Make(
+        *reference, options.reference_kv != nullptr ? *options.reference_kv : ReferenceKvFormat(kv),
+        window);
     if (!made.ok()) return made.status();
     reference_scorer = *std::move(made);
     chunk_rows = std::min(chunk_rows, reference_scorer->chunk_rows());

@@ -23,7 +23,8 @@ struct EvaluateOptions {
   int32_t window =
       0;  // tokens seen at once; longer documents are cut into consecutive windows, each restarted
           // with the document's first token if that is the BOS; 0 = the model's max_context
-  int32_t bos_id = -1;  // -1: windows are not restarted with a BOS
+  int32_t bos_id = -1;                     // -1: windows are not restarted with a BOS
+  const KvFormat* reference_kv = nullptr;  // of the reference's cache; null: ReferenceKvFormat
   std::function<absl::Status()>
       keep_going;  // checked between steps; an error ends the evaluation with it; may be empty
 };

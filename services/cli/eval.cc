@@ -32,6 +32,7 @@ struct Options {
   std::string text;
   std::string against;
   std::string kv;
+  std::string against_kv;
   int64_t max_tokens = 0;
   int32_t window = 0;
   std::string device = "auto";
@@ -67,6 +68,15 @@ absl::StatusOr<nlohmann::json> Run(const Options& options) {
   if (kv == nullptr) {
     return absl::InvalidArgumentError(
         Cat("--kv is \"", kv_name, "\"; it must be one of ", KvFormatNames()));
+  }
+
+  const KvFormat* against_kv = nullptr;
+  if (!options.against_kv.empty()) {
+    against_kv = FindKvFormat(options.against_kv);
+    if (against_kv == nullptr) {
+      return absl::InvalidArgumentError(
+          Cat("--against-kv is \"", options.against_kv, "\"; it must be one of ", KvFormatNames()));
+    }
   }
 
   // The context_length of a GGUF file is often only what its converter was told; documents that are
@@ -114,6 +124,7 @@ absl::StatusOr<nlohmann::json> Run(const Options& options) {
   EvaluateOptions evaluate;
   evaluate.max_tokens = options.max_tokens;
   evaluate.window = options.window;
+  evaluate.reference_kv = against_kv;
   evaluate.bos_id = opened->tokenizer->bos_id().value_or(-1);
   absl::StatusOr<Evaluation> evaluation =
       Evaluate(**model, reference.get(), *documents, *kv, evaluate);
@@ -190,6 +201,8 @@ RunVerb AddEval(CLI::App& command) {
   command.add_flag("--exact", options->exact,
                    "do not quantize activations, keep K and V in f32: the reference");
   command.add_option("--kv", options->kv, "KV cache format: " + KvFormatNames());
+  command.add_option("--against-kv", options->against_kv,
+                     "that of --against; default: bf16, or f32 where --kv is");
   command.add_option("--device", options->device, "auto, cpu or cuda:N")->capture_default_str();
   command.add_option("--threads", options->threads, "0 = one for each CPU")
       ->check(CLI::Range(0, 256));

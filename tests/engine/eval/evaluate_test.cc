@@ -94,6 +94,21 @@ TEST(Evaluate, AModelIsNoDistanceFromItself) {
   EXPECT_EQ(result->predictions(), 49 + 1 + 0);
 }
 
+TEST(Evaluate, TheReferenceHasTheCacheThatIsAskedFor) {
+  const GoldenModelDirectory llama("llama", "plain");
+  Loaded model(llama.path(), Mode::kExact, 64);
+  Loaded same(llama.path(), Mode::kExact, 64);
+  const KvFormat& int4 = *FindKvFormat("int4");
+  EvaluateOptions options;
+  auto far = Evaluate(*model.decoder, same.decoder.get(), TinyDocuments(), int4, options);
+  ASSERT_TRUE(far.ok()) << far.status();
+  EXPECT_GT(far->kl(), 0.0);
+  options.reference_kv = &int4;
+  auto near = Evaluate(*model.decoder, same.decoder.get(), TinyDocuments(), int4, options);
+  ASSERT_TRUE(near.ok()) << near.status();
+  EXPECT_EQ(near->kl(), 0.0);
+}
+
 TEST(Evaluate, AnotherModelIsSomeDistanceAway) {
   const GoldenModelDirectory llama("llama", "plain");
   Loaded model(llama.path(), Mode::kExact, 64);
