@@ -98,7 +98,7 @@ class Programs:
             digest = sha256(options.bundle)
             if not mark.exists() or mark.read_text() != digest:
                 with tarfile.open(options.bundle) as archive:
-                    archive.extractall(place, filter="data") if hasattr(tarfile, "data_filter") else archive.extractall(place)
+                    archive.extractall(place, filter="data")
                 mark.write_text(digest)
             self.bin = place / "bin"
             library_path.append(str(place / "lib"))
