@@ -27,12 +27,13 @@ TAIL = 4000  # characters of a case's output that are kept
 
 @dataclasses.dataclass
 class Case:
-    """One program to run. `check(stdout)` returns figures, or raises AssertionError saying what is wrong."""
+    """One program to run. `check(stdout)` returns figures, or raises AssertionError saying what is wrong; `program` is the
+    file whose digest stands for what was measured, argv[0] if empty."""
     name: str
     argv: list
     limit_s: float = 20
     check: callable = None
-    env: dict = dataclasses.field(default_factory=dict)
+    program: str = ""
 
 
 def parser(description, stages, out):
@@ -141,7 +142,7 @@ def run(argv, limit_s, env):
 
 class Results:
     """results.jsonl in the output directory: an object for each case, written as soon as it is known. A case that is
-    there as passed, by the same program on the same device, is not run again."""
+    there as passed, by the same program and library on the same device, is not run again."""
 
     def __init__(self, options, programs, device):
         options.out.mkdir(parents=True, exist_ok=True)
@@ -152,6 +153,7 @@ class Results:
         self.counts = {}  # stage -> status -> cases
         self.failures = []
         self._digests = {}
+        self.library = self.digest(programs.path("libnibble_cuda.so"))
         self._passed = set()
         if self.path.exists():
             for line in self.path.read_text().splitlines():
@@ -159,7 +161,7 @@ class Results:
                     record = json.loads(line)
                 except ValueError:
                     continue  # the line that was being written when a run was cut off
-                key = tuple(record.get(field) for field in ("stage", "case", "sha256", "device"))
+                key = tuple(record.get(field) for field in ("stage", "case", "sha256", "library_sha256", "device"))
                 (self._passed.add if record.get("status") == "passed" else self._passed.discard)(key)
 
     def digest(self, program):
@@ -170,8 +172,8 @@ class Results:
     def add(self, stage, case, status, program=None, seconds=0.0, output="", figures=None):
         record = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": self.programs.commit,
                   "program": os.path.basename(program) if program else None,
-                  "sha256": self.digest(program) if program else None, "device": self.device, "stage": stage,
-                  "case": case, "status": status, "seconds": round(seconds, 3), "figures": figures,
+                  "sha256": self.digest(program) if program else None, "library_sha256": self.library,
+                  "device": self.device, "stage": stage, "case": case, "status": status, "seconds": round(seconds, 3), "figures": figures,
                   "output": output[-TAIL:]}
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
@@ -190,7 +192,7 @@ class Results:
         """Whether the case is to be run now."""
         if not self.filter.search(case):
             return False
-        if (stage, case, self.digest(program), self.device) in self._passed:
+        if (stage, case, self.digest(program), self.library, self.device) in self._passed:
             self._count(stage, "passed before")
             return False
         if time.monotonic() > self.end:
@@ -200,12 +202,12 @@ class Results:
 
     def measure(self, stage, case):
         """Runs one case and records it."""
-        program = case.argv[0]
+        program = case.program or case.argv[0]
         if not self.wanted(stage, case.name, program):
             return
         start = time.monotonic()
         try:
-            code, out, err = run(case.argv, case.limit_s, {**self.programs.env, **case.env})
+            code, out, err = run(case.argv, case.limit_s, self.programs.env)
         except OSError as error:
             self.add(stage, case.name, "failed", program, 0, str(error))
             return
