@@ -29,12 +29,12 @@ Quality QualityOf(const std::string& scheme) {
   spec.recipe = *BuiltinRecipe("mse");
   spec.recipe.scheme = scheme;
   spec.eval_path = kDemo + "/heldout.jsonl";
-  spec.eval_max_tokens = 1500;
-  std::filesystem::create_directories(dir.File("work"));
+  spec.eval_max_tokens = 600;
+  std::filesystem::create_directories(dir.File("job/work"));
   testing::TestHost host;
   const std::unique_ptr<Backend> backend = *MakeCpuBackend({2, ""});
   const absl::StatusOr<PipelineResult> result =
-      RunPipeline(spec, *backend, PosixFileSystem(), dir.File("work"), dir.File("job"), host);
+      RunPipeline(spec, *backend, PosixFileSystem(), dir.File("job/work"), dir.File("job"), host);
   EXPECT_TRUE(result.ok()) << result.status();
   return {result->report["evaluation"]["exact"]["kl"].get<double>(),
           result->report["bits_per_weight"].get<double>()};
