@@ -187,7 +187,7 @@ void LaunchAttention(Device& device, const AttentionArgs& args, const AttentionS
     constexpr int64_t kResident = 8;
     shape.grid_x =
         static_cast<int>(std::min<int64_t>(pieces, kResident * device.info().multiprocessors));
-    shape.threads = 128;
+    shape.threads = instance->threads;
     shape.shared_bytes = instance->shared_bytes;
     instance->launch(device.stream(), shape, p);
   }

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of rows of queries over pages of any KV format: the kernel of attention.cu.
 //
-// Tiling: a block of four warps takes a tile of rows (attention_plan.h) and walks tiles of 64 keys,
-// which cp.async brings into a ring of stages in shared memory, codes as they are stored. Sixteen
-// rows are the first operand of m16n8k16 instructions, codes expanded in registers (kv_tile.h) the
-// second; softmax is online with exp2 (Dao 2023, arXiv 2307.08691). kParts warps share sixteen
-// rows:
+// Tiling: a block of four or eight warps takes a tile of rows (attention_plan.h) and walks tiles of
+// 64 keys, which cp.async brings into a ring of stages in shared memory, codes as they are stored.
+// Sixteen rows are the first operand of m16n8k16 instructions, codes expanded in registers
+// (kv_tile.h) the second; softmax is online with exp2 (Dao 2023, arXiv 2307.08691). kParts warps
+// share sixteen rows:
 //
 //   kParts = 1  prefill: a warp has 16 rows of its own, all keys and all of the head; weights go
 //               from the scores' registers to the operand's without a move.
+//   kParts = 2  prefill of heads of 128, whose sums would not fit the registers of one warp: two
+//               warps have 16 rows, each half of the keys and half of the head.
 //   kParts = 4  decode: each warp scores a quarter of the keys and sums a quarter of the head; the
 //               rows' maxima and weights are exchanged through shared memory.
 //
-// The operations on a row and their order are the same for both, so that outputs are equal to the
+// The operations on a row and their order are the same for all, so that outputs are equal to the
 // bit. Scales are algebra around the products: of K they multiply scores, of V the weights; the
 // lows of int4 add sum(q) * low to scores and sum(weight * low) to outputs. That sum and the sum
 // of weights are columns of one more product.
@@ -101,8 +103,8 @@ struct AttentionKernel {
   using Params = AttentionParams;
   using Keys = KvTile<kKeyCode, kDim>;
   using Values = KvTile<kValueCode, kDim>;
-  static constexpr int kThreads = 128;
-  static constexpr int kMinBlocks = kDim == 256 ? 1 : kParts == 1 ? 2 : 3;
+  static constexpr int kThreads = kParts == 2 ? 256 : 128;
+  static constexpr int kMinBlocks = kDim == 256 || kParts == 2 ? 1 : kParts == 1 ? 2 : 3;
   static constexpr int kWarps = kThreads / simt::kWarp;
   static constexpr int kRowTiles = kWarps / kParts;
   static constexpr int kRows = 16 * kRowTiles;

@@ -14,7 +14,8 @@ namespace nibble {
 // The first that fits is taken.
 struct AttentionInstance {
   int32_t largest_head_dim;
-  int32_t rows;         // of a block
+  int32_t rows;  // of a block
+  int32_t threads;
   bool split;           // also for sequences that are split
   size_t shared_bytes;  // that the device must have
   void (*launch)(Stream&, const LaunchShape&, const AttentionParams&);
@@ -24,12 +25,13 @@ using AttentionInstances = std::array<AttentionInstance, 5>;
 template <KvCode kKeyCode, KvCode kValueCode, int kDim, int kParts>
 constexpr AttentionInstance AttentionInstanceOf() {
   using Kernel = AttentionKernel<kKeyCode, kValueCode, kDim, kParts>;
-  return {kDim, Kernel::kRows, kParts > 1, Kernel::kSharedBytes, &Launch<Kernel>};
+  return {kDim,        Kernel::kRows,        Kernel::kThreads,
+          kParts == 4, Kernel::kSharedBytes, &Launch<Kernel>};
 }
 template <KvCode k, KvCode v>
 constexpr AttentionInstances AttentionInstancesOf() {
   return {AttentionInstanceOf<k, v, 64, 1>(), AttentionInstanceOf<k, v, 64, 4>(),
-          AttentionInstanceOf<k, v, 128, 1>(), AttentionInstanceOf<k, v, 128, 4>(),
+          AttentionInstanceOf<k, v, 128, 2>(), AttentionInstanceOf<k, v, 128, 4>(),
           AttentionInstanceOf<k, v, 256, 4>()};
 }
 
