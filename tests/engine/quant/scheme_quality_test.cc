@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What each scheme costs on the model that the project ships: jobs that round to nearest with clip
-// search, judged by the divergence of the artifact's predictions on held-out text.
+// What each scheme costs on the model that the project ships: jobs that round to nearest,
+// judged by the divergence of the artifact's predictions on held-out text.
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -26,7 +26,7 @@ Quality QualityOf(const std::string& scheme) {
   const TempDir dir;
   PipelineSpec spec;
   spec.model_path = kDemo + "/model";
-  spec.recipe = *BuiltinRecipe("mse");
+  spec.recipe = *BuiltinRecipe("rtn");
   spec.recipe.scheme = scheme;
   spec.eval_path = kDemo + "/heldout.jsonl";
   spec.eval_max_tokens = 600;
