@@ -121,7 +121,8 @@ class CudaEmbedding : public PreparedEmbedding {
     return bytes;
   }
   DeviceWeight table;
-  PackedWeight packed;  // data == nullptr: as stored
+  PackedWeight packed;            // data == nullptr: as stored
+  const uint8_t* int8 = nullptr;  // or in Int8Layout
   std::vector<DeviceMemory> memory;
 };
 
@@ -141,6 +142,7 @@ std::unique_ptr<PreparedEmbedding> CudaBackend::EmbeddingOf(const PreparedLinear
   auto embedding = std::make_unique<CudaEmbedding>();
   embedding->table = prepared.parts[0].weights[0];
   embedding->packed = prepared.parts[0].packed;
+  embedding->int8 = prepared.parts[0].int8[0];
   return embedding;
 }
 
@@ -164,8 +166,8 @@ void CudaBackend::CopyKvBlock(const KvPool& pool, int32_t from, int32_t to) {
 
 void CudaBackend::Embed(const EmbedArgs& args) {
   const auto& embedding = *static_cast<const CudaEmbedding*>(args.table);
-  LaunchEmbed(*device_,
-              {embedding.table, embedding.packed, args.ids, args.rows, args.scale, args.out});
+  LaunchEmbed(*device_, {embedding.table, embedding.packed, embedding.int8, args.ids, args.rows,
+                         args.scale, args.out});
 }
 
 void CudaBackend::Attention(const AttentionArgs& args) {

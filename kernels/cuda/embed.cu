@@ -5,6 +5,7 @@
 // read, four bytes an element written). bf16 tables are read 16 bytes at a time; quantized ones an
 // element at a time, some ten instructions each.
 #include "kernels/cuda/embed.h"
+#include "kernels/cuda/linear_int8.h"
 #include "kernels/cuda/simt.h"
 
 namespace nibble {
@@ -45,6 +46,26 @@ struct EmbedPackedKernel {
   }
 };
 
+struct EmbedInt8Kernel {
+  using Params = DeviceEmbedArgs;
+  static constexpr int kThreads = 256;
+  static constexpr int kMinBlocks = 1;
+
+  static NIBBLE_DEVICE void Run(const Params& p) {
+    const int64_t row = simt::BlockX();
+    simt::WaitForPreviousKernel();
+    const int64_t id = p.ids[row];
+    const Int8Layout layout{p.table.rows, p.table.cols};
+    const float weight_scale = reinterpret_cast<const float*>(p.int8 + layout.code_bytes())[id];
+    float* out = p.out + row * p.table.cols;
+    for (int64_t k = simt::Thread(); k < p.table.cols; k += simt::Threads()) {
+      const auto code = static_cast<int8_t>(p.int8[layout.Index(id, k)]);
+      out[k] = DecodeInt(code, weight_scale, 0) * p.scale;
+    }
+    simt::StartNextKernel();
+  }
+};
+
 // bf16, cols a multiple of 8.
 struct EmbedBF16Kernel {
   using Params = DeviceEmbedArgs;
@@ -80,7 +101,9 @@ void LaunchEmbed(Device& device, const DeviceEmbedArgs& args) {
   LaunchShape shape;
   shape.grid_x = static_cast<int>(args.rows);
   shape.threads = args.table.cols >= 1024 ? 256 : 64;
-  if (args.packed.data != nullptr) {
+  if (args.int8 != nullptr) {
+    Launch<EmbedInt8Kernel>(device.stream(), shape, args);
+  } else if (args.packed.data != nullptr) {
     Launch<EmbedPackedKernel>(device.stream(), shape, args);
   } else if (args.table.scheme.code == DType::kBF16 && args.table.cols % 8 == 0) {
     Launch<EmbedBF16Kernel>(device.stream(), shape, args);

@@ -13,6 +13,7 @@ namespace nibble {
 struct DeviceEmbedArgs {
   DeviceWeight table;   // without pointers if `packed` holds it
   PackedWeight packed;  // data == nullptr: as stored; otherwise output tile 0 is the table's first
+  const uint8_t* int8;  // nullptr, or the table in Int8Layout (linear_int8.h)
   const int32_t* ids;   // (rows), each in [0, table.rows)
   int64_t rows;
   float scale;  // multiplies the row
