@@ -20,12 +20,15 @@ namespace {
 std::atomic<bool> counting{false};
 std::atomic<int> allocations{0};
 
-void* Allocate(std::size_t size, std::size_t alignment) {
+// Not inlined: GCC would see std::free meet the operator new that it is part of.
+[[gnu::noinline]] void* Allocate(std::size_t size, std::size_t alignment) {
   if (counting) ++allocations;
   void* memory = nullptr;
   if (posix_memalign(&memory, alignment, size) != 0) throw std::bad_alloc();
   return memory;
 }
+
+[[gnu::noinline]] void Release(void* memory) { std::free(memory); }
 
 }  // namespace
 
@@ -33,10 +36,10 @@ void* operator new(std::size_t size) { return Allocate(size, alignof(std::max_al
 void* operator new(std::size_t size, std::align_val_t alignment) {
   return Allocate(size, static_cast<std::size_t>(alignment));
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory) noexcept { Release(memory); }
+void operator delete(void* memory, std::size_t) noexcept { Release(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { Release(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { Release(memory); }
 
 namespace nibble {
 namespace {
