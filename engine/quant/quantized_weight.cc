@@ -141,7 +141,9 @@ void QuantizedWeight::SetRows(int64_t first, const QuantizedWeight& rows) {
     const auto part = static_cast<size_t>(i);
     if (tensors_.items[part].part == Part::kShape) continue;
     const std::vector<uint8_t>& bytes = rows.bytes_[part];
-    std::copy(bytes.begin(), bytes.end(), bytes_[part].begin() + before.items[part].bytes());
+    // No rows still have the offset of nested scales.
+    const int64_t offset = first == 0 ? 0 : before.items[part].bytes();
+    std::copy(bytes.begin(), bytes.end(), bytes_[part].begin() + offset);
   }
 }
 

@@ -104,7 +104,7 @@ class FakeWeights final : public WeightSource {
     for (const StoredTensor& tensor : StoredTensors(scheme, rows, cols)) {
       std::vector<uint32_t>& words = stored.parts[static_cast<size_t>(tensor.part)];
       words.resize(static_cast<size_t>((tensor.bytes() + 3) / 4));
-      const double spread = scheme.span() * 0.58;  // of uniform codes
+      const double spread = (scheme.quantized() ? scheme.span() : 1.0) * 0.58;  // of uniform codes
       const auto scale = static_cast<float>(deviation / spread);
       if (tensor.part == Part::kNested) {
         for (uint32_t& word : words) word = std::bit_cast<uint32_t>(scale);
