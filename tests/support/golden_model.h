@@ -5,14 +5,13 @@
 #include <filesystem>
 #include <string>
 
+#include "tests/support/source_dir.h"
 #include "tests/support/temp_dir.h"
 
 namespace nibble {
 
 // The weights of each family lie there once, beside a config.json and the logits of each variant.
-inline std::filesystem::path GoldenModels() {
-  return std::filesystem::path(NIBBLE_SOURCE_DIR) / "tests/data/models";
-}
+inline std::filesystem::path GoldenModels() { return SourceDir() / "tests/data/models"; }
 
 // One variant as a Hugging Face directory.
 class GoldenModelDirectory {

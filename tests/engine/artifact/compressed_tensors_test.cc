@@ -9,11 +9,12 @@
 #include "engine/artifact/mapped_file.h"
 #include "engine/artifact/safetensors.h"
 #include "kernels/codec.h"
+#include "tests/support/source_dir.h"
 
 namespace nibble {
 namespace {
 
-const std::string kGolden = std::string(NIBBLE_SOURCE_DIR) + "/tests/data/compressed_tensors";
+const std::string kGolden = SourceDir().string() + "/tests/data/compressed_tensors";
 
 TEST(CompressedTensorsTest, EverySchemeIsReadAsThePackageReadsIt) {
   auto checkpoint = Checkpoint::Open(kGolden);

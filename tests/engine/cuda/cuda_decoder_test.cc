@@ -12,6 +12,7 @@
 #include "tests/support/cuda/emulated_backend.h"
 #include "tests/support/cuda/emulated_device.h"
 #include "tests/support/fake_weights.h"
+#include "tests/support/source_dir.h"
 
 namespace nibble {
 namespace {
@@ -87,13 +88,12 @@ INSTANTIATE_TEST_SUITE_P(
 class CudaDemoModel : public ::testing::TestWithParam<Case> {};
 
 TEST_P(CudaDemoModel, AgreesWithTheCpuInExactMode) {
-  const std::string directory = std::string(NIBBLE_SOURCE_DIR) + "/deploy/demo-model/model";
+  const std::string directory = SourceDir().string() + "/deploy/demo-model/model";
   const auto checkpoint = Checkpoint::Open(directory).value();
   const DecoderConfig config = ParseDecoderConfig(checkpoint->config()).value();
   const auto tokenizer = Tokenizer::FromDirectory(directory).value();
   auto documents =
-      ReadDocuments(std::string(NIBBLE_SOURCE_DIR) + "/deploy/demo-model/heldout.jsonl", *tokenizer)
-          .value();
+      ReadDocuments(SourceDir().string() + "/deploy/demo-model/heldout.jsonl", *tokenizer).value();
   documents.resize(1);
   documents[0].resize(70);
   const auto gpu = MakeEmulatedBackend().value();

@@ -12,6 +12,7 @@
 
 #include "engine/eval/evaluate.h"
 #include "tests/support/counting_backend.h"
+#include "tests/support/source_dir.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/tiny_model.h"
 
@@ -35,8 +36,7 @@ struct Opened {
 
 // A variant of the random checkpoints in tests/data/models, as a directory.
 std::string Variant(const TempDir& dir, const std::string& family, const std::string& name) {
-  const std::filesystem::path from =
-      std::filesystem::path(NIBBLE_SOURCE_DIR) / "tests/data/models" / family;
+  const std::filesystem::path from = SourceDir() / "tests/data/models" / family;
   const std::filesystem::path to = dir.File(family + "-" + name);
   std::filesystem::create_directories(to);
   std::filesystem::copy_file(from / "weights.safetensors", to / "model.safetensors");

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <string>
 
+#include "tests/support/source_dir.h"
 #include "tests/support/temp_dir.h"
 
 namespace nibble {
@@ -15,8 +16,7 @@ namespace {
 class Documents : public testing::Test {
  protected:
   void SetUp() override {
-    auto loaded =
-        Tokenizer::FromDirectory(std::string(NIBBLE_SOURCE_DIR) + "/deploy/demo-model/model");
+    auto loaded = Tokenizer::FromDirectory(SourceDir().string() + "/deploy/demo-model/model");
     ASSERT_TRUE(loaded.ok()) << loaded.status();
     tokenizer_ = *std::move(loaded);
   }

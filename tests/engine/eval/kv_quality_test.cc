@@ -11,6 +11,7 @@
 #include "engine/artifact/checkpoint.h"
 #include "engine/eval/documents.h"
 #include "engine/eval/evaluate.h"
+#include "tests/support/source_dir.h"
 
 namespace nibble {
 namespace {
@@ -28,7 +29,7 @@ std::unique_ptr<Decoder> LoadDemoModel(Backend& backend, const Checkpoint& check
 }
 
 TEST(KvQuality, FewerBitsCostMoreAndNoneCostMuch) {
-  const std::string demo = NIBBLE_SOURCE_DIR "/deploy/demo-model/";
+  const std::string demo = (SourceDir() / "deploy/demo-model/").string();
   auto tokenizer = Tokenizer::FromDirectory(demo + "model");
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   auto documents = ReadDocuments(demo + "heldout.jsonl", **tokenizer);

@@ -7,12 +7,13 @@
 #include <nlohmann/json.hpp>
 
 #include "engine/model/config.h"
+#include "tests/support/source_dir.h"
 
 namespace nibble {
 namespace {
 
 nlohmann::json Golden() {
-  std::ifstream file(std::string(NIBBLE_SOURCE_DIR) + "/tests/data/rope/golden.json");
+  std::ifstream file(SourceDir().string() + "/tests/data/rope/golden.json");
   return nlohmann::json::parse(file);
 }
 

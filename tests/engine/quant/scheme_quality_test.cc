@@ -10,12 +10,13 @@
 
 #include "engine/quant/pipeline.h"
 #include "tests/engine/quant/test_host.h"
+#include "tests/support/source_dir.h"
 #include "tests/support/temp_dir.h"
 
 namespace nibble {
 namespace {
 
-const std::string kDemo = std::string(NIBBLE_SOURCE_DIR) + "/deploy/demo-model";
+const std::string kDemo = SourceDir().string() + "/deploy/demo-model";
 
 struct Quality {
   double kl;    // in exact mode, nats per token

@@ -4,13 +4,14 @@
 #include <filesystem>
 #include <string>
 
+#include "tests/support/source_dir.h"
 #include "tests/support/temp_dir.h"
 
 namespace nibble::testing {
 
 // The project's own small files.
 inline std::filesystem::path DataPath(const std::string& name) {
-  return std::filesystem::path(NIBBLE_SOURCE_DIR) / "tests/data/tokenizer" / name;
+  return SourceDir() / "tests/data/tokenizer" / name;
 }
 
 }  // namespace nibble::testing

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <string>
 
+#include "tests/support/source_dir.h"
 #include "tests/support/temp_dir.h"
 
 namespace nibble {
@@ -19,7 +20,7 @@ using ::testing::HasSubstr;
 class OpenModelTest : public testing::Test {
  protected:
   void SetUp() override {
-    const std::filesystem::path model(NIBBLE_SOURCE_DIR "/deploy/demo-model/model");
+    const std::filesystem::path model = SourceDir() / "deploy/demo-model/model";
     for (const auto& file : std::filesystem::directory_iterator(model)) {
       std::filesystem::create_symlink(file.path(), dir_.File(file.path().filename().string()));
     }

@@ -4,11 +4,12 @@
 #include <string>
 
 #include "services/common/settings.h"
+#include "tests/support/source_dir.h"
 
 namespace nibble {
 
 // The model that the project ships: small, real, quick to load.
-inline std::string DemoModelPath() { return NIBBLE_SOURCE_DIR "/deploy/demo-model/model"; }
+inline std::string DemoModelPath() { return (SourceDir() / "deploy/demo-model/model").string(); }
 
 inline Settings TestSettings() {
   Settings settings;
