@@ -404,6 +404,11 @@ CallArgs Rest(const CallArgs& args, size_t skip) {
   return rest;
 }
 
+// As in Jinja, whatever is false (none, undefined, 0) has no items here.
+std::vector<Value> ItemsOf(const Value& v, Context* c) {
+  return v.IsTrue() ? c->Iterate(v) : std::vector<Value>();
+}
+
 // select, reject, selectattr, rejectattr: keep the items (or those whose attribute) passes a test;
 // without a test, those that are true.
 Value Select(const Value& v, const CallArgs& args, bool by_attribute, bool keep, Context* c) {
@@ -413,7 +418,7 @@ Value Select(const Value& v, const CallArgs& args, bool by_attribute, bool keep,
     return Value();
   }
   std::vector<Value> items;
-  for (const Value& item : c->Iterate(v)) {
+  for (const Value& item : ItemsOf(v, c)) {
     if (c->failed()) break;
     const Value subject = by_attribute ? Attribute(item, &args.args[0], c) : item;
     const bool passes = args.args.size() > test_at ? ApplyTest(c->Str(args.args[test_at]), subject,
@@ -437,7 +442,7 @@ Value Map(const Value& v, const CallArgs& args, Context* c) {
     return Value();
   }
   std::vector<Value> items;
-  for (const Value& item : c->Iterate(v)) {
+  for (const Value& item : ItemsOf(v, c)) {
     if (c->failed()) break;
     if (args.args.empty()) {
       Value member = Attribute(item, attribute, c);

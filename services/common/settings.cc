@@ -66,7 +66,7 @@ const SettingRow kRows[] = {
     {"--workers", &S::workers, 0, 64, "worker processes that quantize", "Jobs"},
     {"--worker-threads", &S::worker_threads, 0, 256, "threads of each; 0 = one for each CPU", "Jobs"},
     {"--max-upload-bytes", &S::max_upload_bytes, 1, kBytes, "bytes of one upload", "Jobs"},
-    {"--upload-quota-bytes", &S::upload_quota_bytes, 1, kBytes, "bytes that a tenant's uploads, models and calibration sets may hold", "Jobs"},
+    {"--upload-quota-bytes", &S::upload_quota_bytes, 1, kBytes, "bytes that the uploads, models and calibration sets of one caller may hold", "Jobs"},
     {"--max-upload-files", &S::max_upload_files, 1, 100000, "files of one upload", "Jobs"},
     {"--upload-expiry-hours", &S::upload_expiry_hours, 0.01, 8760, "an unfinished upload is dropped after this long", "Jobs"},
     {"--max-queued-jobs", &S::max_queued_jobs, 1, kMany, "jobs that wait", "Jobs"},

@@ -63,8 +63,8 @@ struct ResourcePage {
 };
 
 struct UploadQuota {
-  int32_t uploads = 16;              // unfinished ones of a tenant
-  int64_t bytes = int64_t{1} << 40;  // of a tenant's unfinished uploads and resources
+  int32_t uploads = 16;              // unfinished ones of a caller (tenant and name)
+  int64_t bytes = int64_t{1} << 40;  // of a caller's unfinished uploads and resources
 };
 
 class ResourceStore {

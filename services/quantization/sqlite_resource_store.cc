@@ -57,22 +57,23 @@ class SqliteResourceStore : public ResourceStore {
       }
       NIBBLE_ASSIGN_OR_RETURN(
           const int64_t active,
-          db_.Integer("SELECT COUNT(*) FROM uploads WHERE tenant = ? AND state = ?", upload.tenant,
-                      UploadState::kActive));
+          db_.Integer("SELECT COUNT(*) FROM uploads WHERE tenant = ? AND creator = ? AND state = ?",
+                      upload.tenant, upload.creator, UploadState::kActive));
       if (active >= quota.uploads) {
-        return absl::ResourceExhaustedError(absl::StrCat("tenant '", upload.tenant, "' has ",
+        return absl::ResourceExhaustedError(absl::StrCat("caller '", upload.creator, "' has ",
                                                          active, " unfinished uploads; at most ",
                                                          quota.uploads, " are allowed"));
       }
       NIBBLE_ASSIGN_OR_RETURN(
           const int64_t held,
-          db_.Integer("SELECT (SELECT COALESCE(SUM(bytes), 0) FROM resources WHERE tenant = ?1) + "
-                      "(SELECT COALESCE(SUM(f.bytes), 0) FROM upload_files f "
-                      "JOIN uploads u ON u.id = f.upload WHERE u.tenant = ?1 AND u.state = ?2)",
-                      upload.tenant, UploadState::kActive));
+          db_.Integer("SELECT (SELECT COALESCE(SUM(bytes), 0) FROM resources "
+                      "WHERE tenant = ?1 AND creator = ?2) + "
+                      "(SELECT COALESCE(SUM(f.bytes), 0) FROM upload_files f JOIN uploads u "
+                      "ON u.id = f.upload WHERE u.tenant = ?1 AND u.creator = ?2 AND u.state = ?3)",
+                      upload.tenant, upload.creator, UploadState::kActive));
       if (bytes > quota.bytes - held) {
-        return absl::ResourceExhaustedError(absl::StrCat("files: ", bytes, " bytes; tenant '",
-                                                         upload.tenant, "' holds ", held, " of ",
+        return absl::ResourceExhaustedError(absl::StrCat("files: ", bytes, " bytes; caller '",
+                                                         upload.creator, "' holds ", held, " of ",
                                                          quota.bytes, " bytes of its quota"));
       }
       NIBBLE_RETURN_IF_ERROR(

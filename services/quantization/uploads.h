@@ -26,7 +26,7 @@ namespace nibble {
 struct UploadLimits {
   int32_t max_files = 1000;
   int64_t max_bytes = int64_t{64} << 30;    // of one upload
-  UploadQuota quota;                        // of one tenant
+  UploadQuota quota;                        // of one caller
   absl::Duration expiry = absl::Hours(24);  // after the last synced byte
   int64_t sync_every = int64_t{16} << 20;   // bytes of a file between syncs
   int64_t keep_free = int64_t{256} << 20;   // bytes of the disk that uploads leave alone

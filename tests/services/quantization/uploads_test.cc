@@ -205,8 +205,11 @@ TEST_F(UploadsTest, QuotasAreKept) {
   EXPECT_TRUE(
       absl::IsResourceExhausted(uploads_->Create(Model("c", {File("config.json", "")})).status()));
   UploadRecord other = Model("c", {File("config.json", "0123")});
+  other.creator = "somebody else";
+  EXPECT_TRUE(uploads_->Create(other).ok()) << "of one caller";
+  other = Model("d", {File("config.json", "0123")});
   other.tenant = "elsewhere";
-  EXPECT_TRUE(uploads_->Create(other).ok()) << "of one tenant";
+  EXPECT_TRUE(uploads_->Create(other).ok()) << "of one tenant's caller";
 }
 
 TEST_F(UploadsTest, ANameIsTakenByAModelAndByAnUnfinishedUpload) {
