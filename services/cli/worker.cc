@@ -12,7 +12,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/backend.h"
+#include "kernels/open_device.h"
 #include "services/cli/client.h"
 #include "services/cli/exit_codes.h"
 #include "services/cli/verbs.h"
@@ -32,6 +32,7 @@ struct Options {
   std::string data_dir;
   std::string model_root;
   std::string name = "worker";
+  std::string device = "cpu";
   int32_t threads = 0;
   int lifeline_fd = -1;
 };
@@ -45,9 +46,9 @@ int Run(const Options& options) {
   std::signal(SIGINT, [](int) { drain = true; });
   if (options.lifeline_fd >= 0) WatchLifeline(options.lifeline_fd, drain, kDrainGrace);
 
-  absl::StatusOr<std::unique_ptr<Backend>> backend =
-      MakeCpuBackend({.threads = options.threads, .tier = ""});
-  if (!backend.ok()) return Fail("worker", backend.status());
+  const absl::StatusOr<OpenedDevice> device =
+      OpenDevice(options.device, {.threads = options.threads, .tier = ""});
+  if (!device.ok()) return Fail("worker", device.status());
   WorkerOptions worker;
   worker.layout.root = options.data_dir;
   worker.model_root = options.model_root;
@@ -67,9 +68,9 @@ int Run(const Options& options) {
   const Pipeline pipeline = [&](PipelineSpec spec, FileSystem& fs, const std::string& work_dir,
                                 const std::string& checkpoint_dir, JobHost& host) {
     spec.threads = options.threads;
-    return RunPipeline(spec, **backend, fs, work_dir, checkpoint_dir, host);
+    return RunPipeline(spec, *device->backend, fs, work_dir, checkpoint_dir, host);
   };
-  LogInfo("worker_ready", {{"identity", worker.identity}, {"backend", (*backend)->Description()}});
+  LogInfo("worker_ready", {{"identity", worker.identity}, {"device", device->line}});
   Worker(worker, *jobs, *resources, PosixFileSystem(), pipeline, drain).Run();
   return kExitOk;
 }
@@ -81,6 +82,11 @@ RunVerb AddWorker(CLI::App& command) {
   Options& o = *options;
   command.add_option("--data-dir", o.data_dir, "data directory of the server")->required();
   command.add_option("--model-root", o.model_root, "as given to the server");
+  command
+      .add_option("--device", o.device,
+                  "what calibrates and evaluates: cpu, cuda:N (the N-th GPU), or auto: the first "
+                  "GPU if there is one, else the CPU")
+      ->capture_default_str();
   command.add_option("--threads", o.threads, "0 = one for each CPU")->capture_default_str();
   command.add_option("--name", o.name, "for logs; unique among workers")->capture_default_str();
   command.add_option("--lifeline-fd", o.lifeline_fd,

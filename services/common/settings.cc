@@ -65,6 +65,7 @@ const SettingRow kRows[] = {
 
     {"--workers", &S::workers, 0, 64, "worker processes that quantize", "Jobs"},
     {"--worker-threads", &S::worker_threads, 0, 256, "threads of each; 0 = one for each CPU", "Jobs"},
+    {"--worker-device", &S::worker_device, 0, 0, "what they calibrate and evaluate on: cpu, cuda:N or auto, as --device", "Jobs"},
     {"--max-upload-bytes", &S::max_upload_bytes, 1, kBytes, "bytes of one upload", "Jobs"},
     {"--upload-quota-bytes", &S::upload_quota_bytes, 1, kBytes, "bytes that the uploads, models and calibration sets of one caller may hold", "Jobs"},
     {"--max-upload-files", &S::max_upload_files, 1, 100000, "files of one upload", "Jobs"},
@@ -117,6 +118,9 @@ absl::Status ValidateSettings(const Settings& settings) {
   }
   if (absl::Status device = CheckDeviceName(settings.device); !device.ok()) {
     return absl::InvalidArgumentError(Cat("--", std::string(device.message())));
+  }
+  if (absl::Status device = CheckDeviceName(settings.worker_device); !device.ok()) {
+    return absl::InvalidArgumentError(Cat("--worker-", std::string(device.message())));
   }
   if (settings.roles.empty()) {
     return absl::InvalidArgumentError("--roles is empty; give quantization, generation or both");

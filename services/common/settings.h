@@ -70,6 +70,7 @@ struct Settings {
   // Jobs.
   int32_t workers = 1;
   int32_t worker_threads = 0;
+  std::string worker_device = "cpu";  // the GPU's memory is the served models'
   int64_t max_upload_bytes = int64_t{64} << 30;
   int64_t upload_quota_bytes = int64_t{256} << 30;
   int32_t max_upload_files = 1000;

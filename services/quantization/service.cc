@@ -180,7 +180,8 @@ QuantizationOptions QuantizationOptionsFrom(const Settings& settings) {
   options.supervisor.workers = settings.workers;
   options.supervisor.command = {"/proc/self/exe", "worker",
                                 "--data-dir",     settings.data_dir,
-                                "--threads",      absl::StrCat(settings.worker_threads)};
+                                "--threads",      absl::StrCat(settings.worker_threads),
+                                "--device",       settings.worker_device};
   if (!settings.model_root.empty()) {
     options.supervisor.command.insert(options.supervisor.command.end(),
                                       {"--model-root", settings.model_root});

@@ -42,6 +42,7 @@ TEST(SettingsTest, WhatIsWrongIsNamed) {
       {[](Settings& s) { s.roles = {"cook"}; }, "\"cook\""},
       {[](Settings& s) { s.roles = {}; }, "--roles"},
       {[](Settings& s) { s.device = std::string("tpu"); }, "--device"},
+      {[](Settings& s) { s.worker_device = std::string("cuda"); }, "--worker-device"},
       {[](Settings& s) { s.load = {"=path"}; }, "--load"},
       {[](Settings& s) { s.load = {"name"}; }, "--load"},
       {[](Settings& s) { s.token_budget = s.max_running; }, "--token-budget"},
