@@ -54,13 +54,17 @@ absl::Status CheckDeviceName(std::string_view device) {
 
 absl::StatusOr<OpenedDevice> OpenDevice(std::string_view device, const CpuOptions& cpu) {
   if (absl::Status status = CheckDeviceName(device); !status.ok()) return status;
+  if (!cpu.tier.empty() && CudaOrdinal(device) >= 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("tier is \"", cpu.tier, "\", of the CPU; device is ", std::string(device)));
+  }
   std::string why;
-  if (device != "cpu") {
+  if (device != "cpu" && cpu.tier.empty()) {
     absl::StatusOr<std::unique_ptr<Backend>> gpu =
         OpenCuda(device == "auto" ? 0 : CudaOrdinal(device));
     if (gpu.ok()) {
       std::string line = (*gpu)->Description();
-      return OpenedDevice{*std::move(gpu), std::move(line)};
+      return OpenedDevice{*std::move(gpu), true, std::move(line)};
     }
     if (device != "auto") return gpu.status();
     why = absl::StrCat("; no GPU: ", std::string(gpu.status().message()));
@@ -68,7 +72,7 @@ absl::StatusOr<OpenedDevice> OpenDevice(std::string_view device, const CpuOption
   absl::StatusOr<std::unique_ptr<Backend>> backend = MakeCpuBackend(cpu);
   if (!backend.ok()) return backend.status();
   std::string line = absl::StrCat((*backend)->Description(), why);
-  return OpenedDevice{*std::move(backend), std::move(line)};
+  return OpenedDevice{*std::move(backend), false, std::move(line)};
 }
 
 }  // namespace nibble

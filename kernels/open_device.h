@@ -14,6 +14,7 @@ namespace nibble {
 
 struct OpenedDevice {
   std::unique_ptr<Backend> backend;
+  bool gpu = false;
   // One line for people: what runs, and why not a GPU where one was looked for.
   // "cpu (avx512-vnni, 2 threads); no GPU: libnibble_cuda.so is not beside the program"
   std::string line;
@@ -23,8 +24,9 @@ struct OpenedDevice {
 absl::Status CheckDeviceName(std::string_view device);
 
 // auto: the first GPU if the CUDA backend starts, otherwise the CPU. cuda:N: that GPU, or NotFound
-// saying what is missing (library, driver, device). `cpu` applies where the CPU is chosen. The CUDA
-// backend is libnibble_cuda.so beside the running program; it is opened once and never closed.
+// saying what is missing (library, driver, device). `cpu` applies where the CPU is chosen; naming
+// an instruction tier chooses it, and beside cuda:N is InvalidArgument. The CUDA backend is
+// libnibble_cuda.so beside the running program; it is opened once and never closed.
 absl::StatusOr<OpenedDevice> OpenDevice(std::string_view device, const CpuOptions& cpu);
 
 }  // namespace nibble

@@ -106,7 +106,7 @@ absl::StatusOr<nlohmann::json> Run(const Options& options) {
   std::unique_ptr<Backend> reference_backend;
   std::unique_ptr<Decoder> reference;
   if (!options.against.empty()) {
-    if (backend.MemoryLeft().has_value()) {
+    if (device->gpu) {
       absl::StatusOr<std::unique_ptr<Backend>> cpu =
           MakeCpuBackend({.threads = options.threads, .tier = ""});
       if (!cpu.ok()) return cpu.status();
