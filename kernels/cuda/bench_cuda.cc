@@ -23,6 +23,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "kernels/cuda/bench_common.h"
 #include "kernels/cuda/ceilings.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/linear_exact.h"
@@ -48,9 +49,6 @@ const Model kModels[] = {
     {"tiny", {{"square", 256, 256}}},
 };
 
-constexpr size_t kDistinctBytes = size_t{256} << 20;  // of weights, far beyond the cache
-constexpr int kMaxCopies = 64;
-constexpr int kWarmups = 20;
 constexpr int64_t kCheckedRows = 8;
 
 struct Settings {
@@ -150,11 +148,11 @@ class Bench {
 
   void MeasureCeilings() {
     if (!settings_.tiny()) ceilings_ = MeasureCudaCeilings(device_);
-    Print({{"case", "ceilings"},
-           {"device", device_.info().name},
-           {"copy_gb_per_s", ceilings_.read_gb_per_s},
-           {"bf16_tflops", 1e-3 * ceilings_.bf16_gflops},
-           {"int8_tops", 1e-3 * ceilings_.int8_gops}});
+    PrintLine({{"case", "ceilings"},
+               {"device", device_.info().name},
+               {"copy_gb_per_s", ceilings_.read_gb_per_s},
+               {"bf16_tflops", 1e-3 * ceilings_.bf16_gflops},
+               {"int8_tops", 1e-3 * ceilings_.int8_gops}});
   }
 
   absl::Status Run(const Scheme& scheme, const Shape& shape) {
@@ -194,7 +192,7 @@ class Bench {
       result["relative_error"] = *error;
       if (!(*error < 1e-2)) {
         result["failed"] = "the result is wrong: not timed";
-        Print(result);
+        PrintLine(result);
         ++failures_;
         continue;
       }
@@ -220,7 +218,7 @@ class Bench {
       const std::string key = absl::StrCat(shape.name, " ", rows);
       if (scheme.name == "bf16") bf16_[key] = each;
       result["of_bf16"] = bf16_.count(key) > 0 ? Ratio(bf16_[key], each) : nullptr;
-      Print(result);
+      PrintLine(result);
     }
     return absl::OkStatus();
   }
@@ -228,14 +226,6 @@ class Bench {
   int failures() const { return failures_; }
 
  private:
-  static nlohmann::json Ratio(double value, double of) {
-    return of > 0 ? nlohmann::json(value / of) : nlohmann::json(nullptr);
-  }
-  static void Print(const nlohmann::json& line) {
-    std::printf("%s\n", line.dump().c_str());
-    std::fflush(stdout);
-  }
-
   // ||y - reference|| / ||reference|| over the first rows.
   template <typename Multiply>
   absl::StatusOr<double> Error(Multiply&& multiply, const CudaLinear& linear,

@@ -92,9 +92,10 @@ class OnTheCpu(ScriptTest):
         self.assertEqual(self.records()[-1]["figures"]["requests"], 256)
 
     def test_bench(self):
-        ended = self.script("bench", "--device", "cpu", "--stage", "linear")
+        ended = self.script("bench", "--device", "cpu", "--stage", "linear", "--stage", "attention")
         self.assertEqual(ended.returncode, 0, ended.stdout + ended.stderr)
         self.assertIn("tiny square          9 int4-g128", ended.stdout)
+        self.assertRegex(ended.stdout, r"tiny +2 +70 +1 k8v4 .* null +null +null +null")
 
     def test_refuses_a_device_that_is_none(self):
         ended = self.script("run", "--device", "gpu0")
