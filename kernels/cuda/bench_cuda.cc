@@ -152,7 +152,9 @@ class Bench {
                {"device", device_.info().name},
                {"copy_gb_per_s", ceilings_.read_gb_per_s},
                {"bf16_tflops", 1e-3 * ceilings_.bf16_gflops},
-               {"int8_tops", 1e-3 * ceilings_.int8_gops}});
+               {"int8_tops", 1e-3 * ceilings_.int8_gops},
+               {"launch_us", LaunchMicroseconds(false)},
+               {"dependent_launch_us", LaunchMicroseconds(true)}});
   }
 
   absl::Status Run(const Scheme& scheme, const Shape& shape) {
@@ -226,6 +228,26 @@ class Bench {
   int failures() const { return failures_; }
 
  private:
+  // From one small kernel of a replayed graph to the next, plain or by programmatic dependent
+  // launch; null if the device does not take that.
+  nlohmann::json LaunchMicroseconds(bool dependent) {
+    constexpr int kLaunches = 200, kCols = 32;
+    auto y = DeviceMemory::Allocate(device_, kCols * sizeof(float));
+    auto bias = DeviceMemory::Allocate(device_, kCols * sizeof(float));
+    if (!y.ok() || !bias.ok()) return nullptr;
+    device_.stream().programmatic = dependent;
+    const auto seconds = device_.MedianSeconds(
+        [&] {
+          for (int i = 0; i < kLaunches; ++i) {
+            LaunchAddBias(device_, {{y->data(), DType::kF32}, bias->as<float>(), 1, kCols});
+          }
+          return absl::OkStatus();
+        },
+        settings_.tiny() ? 0 : kWarmups, settings_.rounds);
+    device_.stream().programmatic = false;
+    return seconds.ok() ? nlohmann::json(1e6 * *seconds / kLaunches) : nlohmann::json(nullptr);
+  }
+
   // ||y - reference|| / ||reference|| over the first rows.
   template <typename Multiply>
   absl::StatusOr<double> Error(Multiply&& multiply, const CudaLinear& linear,
