@@ -3,9 +3,9 @@
 // forward pass is written once above it.
 //
 // Launches are ordered per Backend and may be asynchronous: results in backend memory are visible
-// to later operations at once, to the host after Sync(). No operation allocates, reads back or
-// synchronises. Shapes were checked by the caller. A Backend is driven by one thread at a time;
-// several backends may be driven by several threads.
+// to later operations at once, to the host after Sync(). No operation allocates device memory,
+// reads back or synchronises. Shapes were checked by the caller. A Backend is driven by one thread
+// at a time; several backends may be driven by several threads.
 #pragma once
 
 #include <cstddef>
@@ -75,6 +75,17 @@ struct LinearGroup {
   std::vector<const float*> biases;  // per weight: (rows) f32 host memory or nullptr; may be empty
 };
 
+// The largest step: what a backend needs besides weights, cache and arguments depends on it.
+struct StepLimits {
+  int64_t rows = 0;         // tokens
+  int64_t sequences = 0;    //
+  int64_t max_blocks = 0;   // BatchView::max_blocks
+  int32_t heads = 0;        // of queries
+  int32_t head_dim = 0;     //
+  int64_t sample_rows = 0;  // of one Sample; 0 if nothing is drawn
+  int64_t vocabulary = 0;   // of those rows
+};
+
 struct Ceilings {
   double read_gb_per_s = 0;  // memory read bandwidth, all threads; of a GPU: bytes read and
                              // written by a copy
@@ -110,6 +121,12 @@ class Backend {
   // The table that `linear`, prepared from one weight, was made from (a tied head): embeds to the
   // same bits as the table itself, without a second copy. `linear` must outlive it.
   virtual std::unique_ptr<PreparedEmbedding> EmbeddingOf(const PreparedLinear& linear) = 0;
+
+  // Before the first Attention or Sample: makes room for every step within these limits; what was
+  // reserved before stays enough for what it was reserved for. A larger step fails at Sync. Where
+  // memory is the machine's there is nothing to reserve. Unimplemented if the device cannot draw
+  // from such a vocabulary; ResourceExhausted.
+  virtual absl::Status Reserve(const StepLimits&) { return absl::OkStatus(); }
 
   // The pool's memory; `pool` receives its description. num_blocks >= 1.
   virtual absl::StatusOr<std::unique_ptr<Buffer>> AllocateKv(const KvSpec& spec, int32_t num_blocks,

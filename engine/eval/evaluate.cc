@@ -21,6 +21,15 @@ class Scorer {
     auto batch = PrefillBatch::Make(model.backend(), rows, 1, window);
     if (!batch.ok()) return batch.status();
     scorer->batch_ = *std::move(batch);
+    if (absl::Status status =
+            model.backend().Reserve({.rows = rows,
+                                     .sequences = 1,
+                                     .max_blocks = PrefillBatch::BlocksFor(window),
+                                     .heads = model.config().heads,
+                                     .head_dim = model.config().head_dim});
+        !status.ok()) {
+      return status;
+    }
     auto memory = model.backend().AllocateKv(model.MakeKvSpec(kv), PrefillBatch::BlocksFor(window),
                                              &scorer->pool_);
     if (!memory.ok()) return memory.status();

@@ -71,6 +71,15 @@ absl::StatusOr<std::unique_ptr<BlockwiseForward>> BlockwiseForward::Make(
   auto rope = RopeBuffers::Make(backend, config, context);
   if (!rope.ok()) return rope.status();
   result->rope_ = *std::move(rope);
+  if (absl::Status status =
+          backend.Reserve({.rows = kStepRows,
+                           .sequences = result->max_sequences_,
+                           .max_blocks = PrefillBatch::BlocksFor(result->longest_),
+                           .heads = config.heads,
+                           .head_dim = config.head_dim});
+      !status.ok()) {
+    return status;
+  }
   const KvSpec spec{wanted.kv, 1, config.kv_heads, config.head_dim};
   auto memory = backend.AllocateKv(spec, result->max_blocks_, &result->kv_);
   if (!memory.ok()) return memory.status();

@@ -184,6 +184,16 @@ absl::StatusOr<std::unique_ptr<DecoderRunner>> DecoderRunner::Load(
       options.kv_format != nullptr ? *options.kv_format : *FindKvFormat("bf16");
   const KvSpec spec = impl->decoder->MakeKvSpec(format);
   const int64_t per_context = (context + kKvBlockTokens - 1) / kKvBlockTokens;
+  if (absl::Status status = impl->backend->Reserve({.rows = decoder_options.max_rows,
+                                                    .sequences = options.max_sequences,
+                                                    .max_blocks = per_context,
+                                                    .heads = config.heads,
+                                                    .head_dim = config.head_dim,
+                                                    .sample_rows = decoder_options.max_logit_rows,
+                                                    .vocabulary = config.vocab});
+      !status.ok()) {
+    return status;
+  }
   int64_t blocks = options.kv_bytes / spec.BytesPerBlock();
   if (const std::optional<size_t> left = impl->backend->MemoryLeft();
       options.kv_bytes == 0 && left.has_value()) {

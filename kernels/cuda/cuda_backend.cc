@@ -64,6 +64,7 @@ class CudaBackend : public Backend {
       const WeightView& table) override;
   std::unique_ptr<PreparedEmbedding> EmbeddingOf(const PreparedLinear& linear) override;
 
+  absl::Status Reserve(const StepLimits& limits) override;
   absl::StatusOr<std::unique_ptr<Buffer>> AllocateKv(const KvSpec& spec, int32_t num_blocks,
                                                      KvPool* pool) override;
   void CopyKvBlock(const KvPool& pool, int32_t from, int32_t to) override;
@@ -90,25 +91,19 @@ class CudaBackend : public Backend {
   void Note(const absl::Status& status) {
     if (failed_.ok()) failed_ = status;
   }
-  // Scratch that grows to the largest step seen; nullptr, and a failure, when there is no room.
-  template <typename T>
-  T* Grow(DeviceMemory& scratch, size_t bytes) {
-    if (bytes > scratch.bytes()) {
-      scratch = DeviceMemory();
-      absl::StatusOr<DeviceMemory> memory = DeviceMemory::Allocate(*device_, bytes);
-      if (!memory.ok()) {
-        Note(memory.status());
-        return nullptr;
-      }
-      scratch = *std::move(memory);
+  // Whether `bytes` were reserved; a failure if not.
+  bool Fits(const char* what, size_t bytes, const DeviceMemory& reserved) {
+    if (bytes > reserved.bytes()) {
+      Note(absl::FailedPreconditionError(absl::StrCat("a step's ", what, " need ", bytes,
+                                                      " bytes; reserved are ", reserved.bytes())));
     }
-    return scratch.as<T>();
+    return bytes <= reserved.bytes();
   }
 
   std::unique_ptr<Device> device_;  // outlives everything below
   std::unique_ptr<LinearWorkspace> linear_;
-  DeviceMemory partials_, rows_, sampling_, results_;
-  std::vector<uint64_t> packed_sampling_;
+  DeviceMemory partials_, rows_, sampling_, results_;  // Reserve
+  std::vector<uint64_t> packed_sampling_;              // as large as sampling_
   absl::Status failed_;
 };
 
@@ -120,9 +115,7 @@ class CudaEmbedding : public PreparedEmbedding {
     for (const DeviceMemory& part : memory) bytes += part.bytes();
     return bytes;
   }
-  DeviceWeight table;
-  PackedWeight packed;            // data == nullptr: as stored
-  const uint8_t* int8 = nullptr;  // or in Int8Layout
+  EmbeddingTable table;
   std::vector<DeviceMemory> memory;
 };
 
@@ -131,7 +124,7 @@ absl::StatusOr<std::unique_ptr<PreparedEmbedding>> CudaBackend::PrepareEmbedding
   auto embedding = std::make_unique<CudaEmbedding>();
   absl::StatusOr<DeviceWeight> weight = UploadWeight(*device_, table, &embedding->memory);
   if (!weight.ok()) return weight.status();
-  embedding->table = *weight;
+  embedding->table = StoredTable{*weight};
   if (absl::Status status = device_->Sync(); !status.ok()) return status;
   return embedding;
 }
@@ -140,10 +133,46 @@ std::unique_ptr<PreparedEmbedding> CudaBackend::EmbeddingOf(const PreparedLinear
   const auto& prepared = static_cast<const CudaLinear&>(linear);
   NIBBLE_CHECK(prepared.parts.size() == 1 && prepared.parts[0].count == 1);
   auto embedding = std::make_unique<CudaEmbedding>();
-  embedding->table = prepared.parts[0].weights[0];
-  embedding->packed = prepared.parts[0].packed;
-  embedding->int8 = prepared.parts[0].int8[0];
+  embedding->table = TableOf(prepared.parts[0]);
   return embedding;
+}
+
+// What the lists of a row of sampling parameters can hold: each of them every token.
+size_t MostSamplingBytes(int64_t vocabulary) {
+  SamplingRow row;
+  row.num_bias = row.num_banned = row.num_seen = static_cast<int32_t>(vocabulary);
+  row.presence_penalty = 1.0f;
+  return PackedSamplingBytes({&row, 1});
+}
+
+absl::Status CudaBackend::Reserve(const StepLimits& limits) {
+  if (limits.sample_rows > 0 && limits.vocabulary > kMaxSampleVocabulary) {
+    return absl::UnimplementedError(absl::StrCat("cuda draws from vocabularies of up to ",
+                                                 kMaxSampleVocabulary, " tokens; this one has ",
+                                                 limits.vocabulary));
+  }
+  // Rows whose lists are long are uploaded in parts; few are, unless penalties meet long texts.
+  constexpr int64_t kRowsPerLongLists = 16;
+  const int64_t long_lists = (limits.sample_rows + kRowsPerLongLists - 1) / kRowsPerLongLists;
+  const auto rows = static_cast<size_t>(limits.sample_rows);
+  const int64_t width = int64_t{limits.heads} * limits.head_dim;
+  const std::pair<DeviceMemory*, size_t> wanted[] = {
+      {&partials_,
+       AttentionPartialBytes(limits.sequences, limits.max_blocks, limits.heads, limits.head_dim)},
+      {&rows_, static_cast<size_t>(limits.rows * width) * sizeof(float)},
+      {&sampling_, rows * sizeof(PackedSamplingRow) +
+                       static_cast<size_t>(long_lists) * MostSamplingBytes(limits.vocabulary)},
+      {&results_, rows * sizeof(SampleResult)},
+  };
+  for (const auto& [memory, bytes] : wanted) {
+    if (bytes <= memory->bytes()) continue;
+    *memory = DeviceMemory();
+    absl::StatusOr<DeviceMemory> allocated = DeviceMemory::Allocate(*device_, bytes);
+    if (!allocated.ok()) return allocated.status();
+    *memory = *std::move(allocated);
+  }
+  packed_sampling_.resize((sampling_.bytes() + 7) / 8);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<Buffer>> CudaBackend::AllocateKv(const KvSpec& spec,
@@ -166,33 +195,43 @@ void CudaBackend::CopyKvBlock(const KvPool& pool, int32_t from, int32_t to) {
 
 void CudaBackend::Embed(const EmbedArgs& args) {
   const auto& embedding = *static_cast<const CudaEmbedding*>(args.table);
-  LaunchEmbed(*device_, {embedding.table, embedding.packed, embedding.int8, args.ids, args.rows,
-                         args.scale, args.out});
+  LaunchEmbed(*device_, {embedding.table, args.ids, args.rows, args.scale, args.out});
 }
 
 void CudaBackend::Attention(const AttentionArgs& args) {
   const BatchView& batch = *args.batch;
-  const KvSpec& spec = args.kv->spec;
-  AttentionScratch scratch;
-  scratch.partials = Grow<float>(partials_, AttentionPartialBytes(batch.sequences, batch.max_blocks,
-                                                                  args.heads, spec.head_dim));
-  const int64_t width = int64_t{args.heads} * spec.head_dim;
-  scratch.rows = Grow<float>(rows_, static_cast<size_t>(batch.rows * width) * sizeof(float));
-  if (!failed_.ok()) return;
-  LaunchAttention(*device_, args, scratch);
+  const int32_t head_dim = args.kv->spec.head_dim;
+  const size_t partials =
+      AttentionPartialBytes(batch.sequences, batch.max_blocks, args.heads, head_dim);
+  const size_t rows =
+      sizeof(float) * static_cast<size_t>(int64_t{batch.rows} * args.heads * head_dim);
+  if (!Fits("parts of attention", partials, partials_) || !Fits("rows of attention", rows, rows_)) {
+    return;
+  }
+  LaunchAttention(*device_, args, {partials_.as<float>(), rows_.as<float>()});
 }
 
 void CudaBackend::Sample(const SampleArgs& args) {
-  if (args.rows == 0) return;
   const std::span<const SamplingRow> params(args.params, static_cast<size_t>(args.rows));
-  const size_t bytes = PackedSamplingBytes(params);
-  packed_sampling_.resize((bytes + 7) / 8);
-  PackSampling(params, packed_sampling_.data());
-  auto* packed = Grow<uint8_t>(sampling_, bytes);
-  auto* results = Grow<SampleResult>(results_, params.size() * sizeof(SampleResult));
-  if (!failed_.ok()) return;
-  device_->CopyIn(packed, packed_sampling_.data(), bytes);
-  LaunchSample(*device_, {args.logits, args.rows, args.vocabulary, packed, results});
+  if (!Fits("samples", params.size() * sizeof(SampleResult), results_)) return;
+  auto* results = results_.as<SampleResult>();
+  for (size_t first = 0; first < params.size();) {
+    // As many rows as there is room for.
+    size_t count = 0, bytes = 0;
+    while (first + count < params.size()) {
+      const size_t more = PackedSamplingBytes(params.subspan(first + count, 1));
+      if (count > 0 && bytes + more > sampling_.bytes()) break;
+      bytes += more;
+      ++count;
+    }
+    if (!Fits("sampling parameters", bytes, sampling_)) return;
+    PackSampling(params.subspan(first, count), packed_sampling_.data());
+    device_->CopyIn(sampling_.data(), packed_sampling_.data(), bytes);
+    LaunchSample(*device_,
+                 {args.logits + static_cast<int64_t>(first) * args.vocabulary,
+                  static_cast<int64_t>(count), args.vocabulary, sampling_.data(), results + first});
+    first += count;
+  }
   device_->CopyOut(args.results, results, params.size() * sizeof(SampleResult));
 }
 

@@ -4,33 +4,25 @@
 // Tiling: a block per row. Limit: with few rows the latency of one launch, with many bytes (the row
 // read, four bytes an element written). bf16 tables are read 16 bytes at a time; quantized ones an
 // element at a time, some ten instructions each.
+#include <type_traits>
+
 #include "kernels/cuda/embed.h"
-#include "kernels/cuda/linear_int8.h"
 #include "kernels/cuda/simt.h"
 
 namespace nibble {
 namespace {
 
+template <typename Table>
+struct EmbedParams {
+  Table table;
+  const int32_t* ids;
+  float scale;
+  float* out;
+};
+
+template <typename Table>
 struct EmbedKernel {
-  using Params = DeviceEmbedArgs;
-  static constexpr int kThreads = 256;
-  static constexpr int kMinBlocks = 1;
-
-  static NIBBLE_DEVICE void Run(const Params& p) {
-    const int64_t row = simt::BlockX();
-    const WeightView table = p.table.view();
-    simt::WaitForPreviousKernel();
-    const int64_t id = p.ids[row];
-    float* out = p.out + row * table.cols;
-    for (int64_t k = simt::Thread(); k < table.cols; k += simt::Threads()) {
-      out[k] = ReadWeight(table, id, k) * p.scale;
-    }
-    simt::StartNextKernel();
-  }
-};
-
-struct EmbedPackedKernel {
-  using Params = DeviceEmbedArgs;
+  using Params = EmbedParams<Table>;
   static constexpr int kThreads = 256;
   static constexpr int kMinBlocks = 1;
 
@@ -38,46 +30,26 @@ struct EmbedPackedKernel {
     const int64_t row = simt::BlockX();
     simt::WaitForPreviousKernel();
     const int64_t id = p.ids[row];
-    float* out = p.out + row * p.table.cols;
-    for (int64_t k = simt::Thread(); k < p.table.cols; k += simt::Threads()) {
-      out[k] = ReadPackedWeight(p.packed, id, k) * p.scale;
+    float* out = p.out + row * p.table.cols();
+    for (int64_t k = simt::Thread(); k < p.table.cols(); k += simt::Threads()) {
+      out[k] = p.table.Read(id, k) * p.scale;
     }
     simt::StartNextKernel();
   }
 };
 
-struct EmbedInt8Kernel {
-  using Params = DeviceEmbedArgs;
-  static constexpr int kThreads = 256;
-  static constexpr int kMinBlocks = 1;
-
-  static NIBBLE_DEVICE void Run(const Params& p) {
-    const int64_t row = simt::BlockX();
-    simt::WaitForPreviousKernel();
-    const int64_t id = p.ids[row];
-    const Int8Layout layout{p.table.rows, p.table.cols};
-    const float weight_scale = reinterpret_cast<const float*>(p.int8 + layout.code_bytes())[id];
-    float* out = p.out + row * p.table.cols;
-    for (int64_t k = simt::Thread(); k < p.table.cols; k += simt::Threads()) {
-      const auto code = static_cast<int8_t>(p.int8[layout.Index(id, k)]);
-      out[k] = DecodeInt(code, weight_scale, 0) * p.scale;
-    }
-    simt::StartNextKernel();
-  }
-};
-
-// bf16, cols a multiple of 8.
+// bf16, columns a multiple of 8.
 struct EmbedBF16Kernel {
-  using Params = DeviceEmbedArgs;
+  using Params = EmbedParams<StoredTable>;
   static constexpr int kThreads = 256;
   static constexpr int kMinBlocks = 1;
 
   static NIBBLE_DEVICE void Run(const Params& p) {
     const int64_t row = simt::BlockX();
-    const int64_t vectors = p.table.cols / 8;
+    const int64_t vectors = p.table.cols() / 8;
     simt::WaitForPreviousKernel();
     const int64_t id = p.ids[row];
-    const auto* in = static_cast<const simt::Vec16*>(p.table.codes) + id * vectors;
+    const auto* in = static_cast<const simt::Vec16*>(p.table.weight.codes) + id * vectors;
     auto* out = reinterpret_cast<simt::Vec16*>(p.out) + 2 * row * vectors;
     for (int64_t v = simt::Thread(); v < vectors; v += simt::Threads()) {
       const simt::Vec16 halves = in[v];
@@ -98,18 +70,20 @@ struct EmbedBF16Kernel {
 
 void LaunchEmbed(Device& device, const DeviceEmbedArgs& args) {
   if (args.rows == 0) return;
-  LaunchShape shape;
-  shape.grid_x = static_cast<int>(args.rows);
-  shape.threads = args.table.cols >= 1024 ? 256 : 64;
-  if (args.int8 != nullptr) {
-    Launch<EmbedInt8Kernel>(device.stream(), shape, args);
-  } else if (args.packed.data != nullptr) {
-    Launch<EmbedPackedKernel>(device.stream(), shape, args);
-  } else if (args.table.scheme.code == DType::kBF16 && args.table.cols % 8 == 0) {
-    Launch<EmbedBF16Kernel>(device.stream(), shape, args);
-  } else {
-    Launch<EmbedKernel>(device.stream(), shape, args);
-  }
+  std::visit(
+      [&]<typename Table>(const Table& table) {
+        LaunchShape shape;
+        shape.grid_x = static_cast<int>(args.rows);
+        shape.threads = table.cols() >= 1024 ? 256 : 64;
+        const EmbedParams<Table> params{table, args.ids, args.scale, args.out};
+        if constexpr (std::is_same_v<Table, StoredTable>) {
+          if (table.weight.scheme.code == DType::kBF16 && table.cols() % 8 == 0) {
+            return Launch<EmbedBF16Kernel>(device.stream(), shape, params);
+          }
+        }
+        Launch<EmbedKernel<Table>>(device.stream(), shape, params);
+      },
+      args.table);
 }
 
 }  // namespace nibble

@@ -2,22 +2,49 @@
 // Rows of an embedding table.
 #pragma once
 
+#include <variant>
+
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/device_weight.h"
+#include "kernels/cuda/linear_int8.h"
 #include "kernels/cuda/packed_weight.h"
 
 namespace nibble {
 
-// EmbedArgs (kernels/ops.h) with a table in any scheme, as it is stored or, where it is a tied
-// head, as the head's product keeps it: the same bits.
+// What a table may be: in any scheme as it is stored or, where it is a tied head, as the head's
+// product keeps it. Read(n, k) are the same bits in each.
+struct StoredTable {
+  DeviceWeight weight;
+
+  NIBBLE_HD int64_t cols() const { return weight.cols; }
+  NIBBLE_HD float Read(int64_t n, int64_t k) const { return ReadWeight(weight.view(), n, k); }
+};
+struct PackedTable {
+  PackedWeight weight;  // output tile 0 is the table's first
+  int64_t width = 0;
+
+  NIBBLE_HD int64_t cols() const { return width; }
+  NIBBLE_HD float Read(int64_t n, int64_t k) const { return ReadPackedWeight(weight, n, k); }
+};
+struct Int8Table {
+  const uint8_t* packed = nullptr;  // Int8Layout::bytes()
+  Int8Layout layout;
+
+  NIBBLE_HD int64_t cols() const { return layout.cols; }
+  NIBBLE_HD float Read(int64_t n, int64_t k) const {
+    const auto* scales = reinterpret_cast<const float*>(packed + layout.code_bytes());
+    return DecodeInt(static_cast<int8_t>(packed[layout.Index(n, k)]), scales[n], 0);
+  }
+};
+using EmbeddingTable = std::variant<StoredTable, PackedTable, Int8Table>;
+
+// EmbedArgs (kernels/ops.h).
 struct DeviceEmbedArgs {
-  DeviceWeight table;   // without pointers if `packed` holds it
-  PackedWeight packed;  // data == nullptr: as stored; otherwise output tile 0 is the table's first
-  const uint8_t* int8;  // nullptr, or the table in Int8Layout (linear_int8.h)
-  const int32_t* ids;   // (rows), each in [0, table.rows)
+  EmbeddingTable table;
+  const int32_t* ids;  // (rows), each a row of the table
   int64_t rows;
   float scale;  // multiplies the row
-  float* out;   // (rows, table.cols) f32
+  float* out;   // (rows, columns of the table) f32
 };
 void LaunchEmbed(Device& device, const DeviceEmbedArgs& args);
 

@@ -16,23 +16,10 @@ namespace nibble {
 namespace {
 
 constexpr int64_t kAnyRows = std::numeric_limits<int64_t>::max();
-// Weights are dequantized in slices of output features of at most this size.
+// Weights are dequantized in slices of output features of at most this size, whole output tiles:
+// the library takes it that every matrix is aligned to 256 bytes.
 constexpr size_t kSliceBytes = size_t{128} << 20;
-
-// ---- What a part may be
-
-bool IsInt8(const LinearPart& part) { return part.int8[0] != nullptr; }
-bool IsExact(const LinearPart& part) { return part.mode == Mode::kExact; }
-bool IsDense(const LinearPart& part) {
-  return !part.weights[0].scheme.quantized() && part.weights[0].scheme.code == DType::kBF16;
-}
-bool IsPacked4(const LinearPart& part) {
-  return part.packed.data != nullptr && part.packed.layout.format.bits == 4;
-}
-bool IsPacked8(const LinearPart& part) {
-  return part.packed.data != nullptr && part.packed.layout.format.bits == 8;
-}
-bool IsAny(const LinearPart&) { return true; }
+constexpr int64_t kSliceStep = kPackedTile;
 
 // ---- How it is multiplied
 
@@ -89,34 +76,39 @@ absl::Status RunDense(const LinearCall& call) {
   return absl::OkStatus();
 }
 
-absl::Status RunDequantized(const LinearCall& call) {
-  int tile = 0;
+// By slices of output features, whose weights come from dequantize(i, first, count, to).
+template <typename Dequantize>
+absl::Status MultiplySlices(const LinearCall& call, Dequantize&& dequantize) {
+  const Floats to{call.workspace.dequantized(), DType::kBF16};
   for (int i = 0; i < call.part.count; ++i) {
     const DeviceWeight& weight = call.weight(i);
-    const bool packed = call.part.packed.data != nullptr;
-    // Whole output tiles of a packed weight.
-    const int64_t least = packed ? kPackedTile : 1;
     const int64_t room =
         static_cast<int64_t>(call.workspace.dequantized_bytes()) / (2 * weight.cols);
-    const int64_t slice = std::max(least, room / least * least);
+    const int64_t slice = std::max(kSliceStep, room / kSliceStep * kSliceStep);
     for (int64_t first = 0; first < weight.rows; first += slice) {
       const int64_t count = std::min(slice, weight.rows - first);
-      const Floats to{call.workspace.dequantized(), DType::kBF16};
-      if (packed) {
-        LaunchDequantizePacked(
-            call.device, {call.part.packed, tile + static_cast<int>(first / kPackedTile), count,
-                          weight.cols, to});
-      } else {
-        LaunchDequantize(call.device, weight, first, count, to);
-      }
+      dequantize(i, first, count, to);
       if (absl::Status status = MultiplyDense(call, i, to.data, first, count); !status.ok()) {
         return status;
       }
     }
     AddBias(call, i);
-    tile += PackedTiles(weight.rows);
   }
   return absl::OkStatus();
+}
+
+absl::Status RunDequantized(const LinearCall& call) {
+  return MultiplySlices(call, [&](int i, int64_t first, int64_t count, const Floats& to) {
+    LaunchDequantize(call.device, call.weight(i), first, count, to);
+  });
+}
+
+absl::Status RunUnpacked(const LinearCall& call) {
+  return MultiplySlices(call, [&](int i, int64_t first, int64_t count, const Floats& to) {
+    int tile = static_cast<int>(first / kPackedTile);
+    for (int before = 0; before < i; ++before) tile += PackedTiles(call.weight(before).rows);
+    LaunchDequantizePacked(call.device, {call.part.packed, tile, count, call.weight(i).cols, to});
+  });
 }
 
 PackedLinearArgs PackedArgs(const LinearCall& call) {
@@ -159,23 +151,23 @@ absl::Status RunInt8(const LinearCall& call) {
   return absl::OkStatus();
 }
 
-// The first row that takes the part and has room for the tokens multiplies it.
+// The first row of the part's kind that has room for the tokens multiplies it.
 struct LinearRow {
-  bool (*takes)(const LinearPart& part);
+  LinearKind kind;
   int64_t max_rows;
   absl::Status (*run)(const LinearCall& call);
 };
 // clang-format off
 constexpr LinearRow kLinearTable[] = {
-    {IsInt8,    kAnyRows,         RunInt8},
-    {IsExact,   kAnyRows,         RunExact},
-    {IsDense,   kAnyRows,         RunDense},
-    {IsPacked4, kMaxLinearTokens, RunW4A16},
-    {IsPacked8, kMaxLinearTokens, RunW8A16},
-    {IsPacked4, kAnyRows,         RunDequantized},
-    {IsPacked8, kAnyRows,         RunDequantized},
-    {IsAny,     8,                RunExact},
-    {IsAny,     kAnyRows,         RunDequantized},
+    {LinearKind::kExact,   kAnyRows,         RunExact},
+    {LinearKind::kDense,   kAnyRows,         RunDense},
+    {LinearKind::kStored,  8,                RunExact},
+    {LinearKind::kStored,  kAnyRows,         RunDequantized},
+    {LinearKind::kPacked4, kMaxLinearTokens, RunW4A16},
+    {LinearKind::kPacked4, kAnyRows,         RunUnpacked},
+    {LinearKind::kPacked8, kMaxLinearTokens, RunW8A16},
+    {LinearKind::kPacked8, kAnyRows,         RunUnpacked},
+    {LinearKind::kInt8,    kAnyRows,         RunInt8},
 };
 // clang-format on
 
@@ -186,12 +178,17 @@ ActFormat InputFormat(const Scheme& scheme, Mode mode) {
   return {mode == Mode::kExact ? DType::kF32 : DType::kBF16, 0};
 }
 
-// Weights in one launch: neighbours of the same layout.
+bool IsPacked(LinearKind kind) {
+  return kind == LinearKind::kPacked4 || kind == LinearKind::kPacked8;
+}
+// Products of dequantized weights.
+bool WantsSlices(LinearKind kind) { return kind == LinearKind::kStored || IsPacked(kind); }
+
+// Whether neighbours are multiplied in one launch.
 bool SharesPart(const Scheme& a, const Scheme& b, Mode mode) {
-  if (a.activation != b.activation) return false;
-  if (a.activation == Activation::kInt8PerToken) return true;
-  if (mode == Mode::kExact) return false;
-  return HasPackedFormat(a) && HasPackedFormat(b) && PackedFormatOf(a) == PackedFormatOf(b);
+  const LinearKind kind = LinearKindOf(a, mode);
+  if (kind != LinearKindOf(b, mode)) return false;
+  return kind == LinearKind::kInt8 || (IsPacked(kind) && PackedFormatOf(a) == PackedFormatOf(b));
 }
 
 // The stored form is on the device only while it is repacked.
@@ -250,7 +247,43 @@ absl::Status PackPart(Device& device, std::span<const WeightView> views, LinearP
   return absl::OkStatus();
 }
 
+absl::Status UploadPart(Device& device, std::span<const WeightView> views, LinearPart* part) {
+  for (size_t i = 0; i < views.size(); ++i) {
+    absl::StatusOr<DeviceWeight> weight = UploadWeight(device, views[i], &part->memory);
+    if (!weight.ok()) return weight.status();
+    part->weights[i] = *weight;
+  }
+  return absl::OkStatus();
+}
+
+// The weights as the part's kind keeps them.
+absl::Status KeepPart(Device& device, LinearWorkspace& workspace, std::span<const WeightView> views,
+                      LinearPart* part) {
+  switch (part->kind) {
+    case LinearKind::kExact:
+    case LinearKind::kDense:
+    case LinearKind::kStored:
+      return UploadPart(device, views, part);
+    case LinearKind::kPacked4:
+    case LinearKind::kPacked8:
+      if (absl::Status status = PackPart(device, views, part); !status.ok()) return status;
+      return workspace.ReserveTiles(device, part->packed.layout.n_tiles);
+    case LinearKind::kInt8:
+      return PackInt8Part(device, views, part);
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
+
+LinearKind LinearKindOf(const Scheme& scheme, Mode mode) {
+  if (scheme.activation == Activation::kInt8PerToken) return LinearKind::kInt8;
+  if (mode == Mode::kExact) return LinearKind::kExact;
+  if (HasPackedFormat(scheme)) {
+    return scheme.bits() == 4 ? LinearKind::kPacked4 : LinearKind::kPacked8;
+  }
+  return scheme.code == DType::kBF16 ? LinearKind::kDense : LinearKind::kStored;
+}
 
 size_t CudaLinear::resident_bytes() const {
   size_t bytes = 0;
@@ -335,26 +368,14 @@ absl::StatusOr<std::unique_ptr<CudaLinear>> PrepareCudaLinear(Device& device,
     LinearPart part;
     part.first = static_cast<int>(i);
     part.count = static_cast<int>(views.size());
-    part.mode = mode;
+    part.kind = LinearKindOf(scheme, mode);
     const ActFormat format = InputFormat(scheme, mode);
     const auto found = std::find(linear->formats.begin(), linear->formats.end(), format);
     part.format = static_cast<int>(found - linear->formats.begin());
     if (found == linear->formats.end()) linear->formats.push_back(format);
 
-    if (scheme.activation == Activation::kInt8PerToken) {
-      if (absl::Status status = PackInt8Part(device, views, &part); !status.ok()) return status;
-    } else if (mode == Mode::kFast && HasPackedFormat(scheme)) {
-      if (absl::Status status = PackPart(device, views, &part); !status.ok()) return status;
-      if (absl::Status status = workspace.ReserveTiles(device, part.packed.layout.n_tiles);
-          !status.ok()) {
-        return status;
-      }
-    } else {
-      for (size_t w = 0; w < views.size(); ++w) {
-        absl::StatusOr<DeviceWeight> weight = UploadWeight(device, views[w], &part.memory);
-        if (!weight.ok()) return weight.status();
-        part.weights[w] = *weight;
-      }
+    if (absl::Status status = KeepPart(device, workspace, views, &part); !status.ok()) {
+      return status;
     }
     for (size_t w = 0; w < views.size(); ++w) {
       const float* bias = i + w < group.biases.size() ? group.biases[i + w] : nullptr;
@@ -366,12 +387,12 @@ absl::StatusOr<std::unique_ptr<CudaLinear>> PrepareCudaLinear(Device& device,
       part.biases[w] = memory->as<float>();
       part.memory.push_back(*std::move(memory));
     }
-    if (mode == Mode::kFast && !IsInt8(part) && !IsDense(part)) {
+    if (WantsSlices(part.kind)) {
       for (const WeightView& view : views) {
         const size_t row = static_cast<size_t>(view.cols) * sizeof(uint16_t);
         const size_t whole = row * static_cast<size_t>(view.rows);
         if (absl::Status status = workspace.ReserveDequantized(
-                device, std::min(whole, std::max(row * kPackedTile, kSliceBytes)));
+                device, std::min(whole, std::max(row * kSliceStep, kSliceBytes)));
             !status.ok()) {
           return status;
         }
@@ -384,13 +405,30 @@ absl::StatusOr<std::unique_ptr<CudaLinear>> PrepareCudaLinear(Device& device,
   return linear;
 }
 
+EmbeddingTable TableOf(const LinearPart& part) {
+  NIBBLE_CHECK(part.count == 1);
+  const DeviceWeight& weight = part.weights[0];
+  switch (part.kind) {
+    case LinearKind::kPacked4:
+    case LinearKind::kPacked8:
+      return PackedTable{part.packed, weight.cols};
+    case LinearKind::kInt8:
+      return Int8Table{part.int8[0], {weight.rows, weight.cols}};
+    case LinearKind::kExact:
+    case LinearKind::kDense:
+    case LinearKind::kStored:
+      break;
+  }
+  return StoredTable{weight};
+}
+
 absl::Status RunCudaLinear(Device& device, LinearWorkspace& workspace, const LinearArgs& args) {
   const auto& linear = *static_cast<const CudaLinear*>(args.linear);
   NIBBLE_CHECK(args.in.count == static_cast<int>(linear.formats.size()));
   if (args.rows == 0) return absl::OkStatus();
   for (const LinearPart& part : linear.parts) {
     const LinearRow* row = kLinearTable;
-    while (!row->takes(part) || args.rows > row->max_rows) ++row;
+    while (row->kind != part.kind || args.rows > row->max_rows) ++row;
     const absl::Status status =
         row->run({device, workspace, part, args.in.views[static_cast<size_t>(part.format)], args});
     if (!status.ok()) return status;

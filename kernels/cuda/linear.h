@@ -12,20 +12,32 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/device_weight.h"
+#include "kernels/cuda/embed.h"
 #include "kernels/cuda/linear_packed.h"
 
 namespace nibble {
 
-// Weights of a group that one launch multiplies: neighbours in the same layout.
+// How a weight is kept on the device. The rows of kLinearTable name one each.
+enum class LinearKind : uint8_t {
+  kExact,    // as stored, for products in f32
+  kDense,    // as stored: bf16
+  kStored,   // as stored, in any other scheme
+  kPacked4,  // PackedLayout (packed_weight.h), int4
+  kPacked8,  // and int8
+  kInt8,     // Int8Layout (linear_int8.h)
+};
+LinearKind LinearKindOf(const Scheme& scheme, Mode mode);
+
+// Weights of a group that one launch multiplies: neighbours that are kept in the same way.
 struct LinearPart {
+  LinearKind kind = LinearKind::kStored;
   int first = 0;  // index of the first weight in the group
   int count = 1;
-  int format = 0;  // index of the input in LinearArgs::in
-  Mode mode = Mode::kFast;
-  std::array<DeviceWeight, kMaxGroupWeights> weights{};  // without pointers in another layout
+  int format = 0;                                        // index of the input in LinearArgs::in
+  std::array<DeviceWeight, kMaxGroupWeights> weights{};  // pointers only where kept as stored
   std::array<const float*, kMaxGroupWeights> biases{};
-  PackedWeight packed;                                  // data == nullptr: not in this layout
-  std::array<const uint8_t*, kMaxGroupWeights> int8{};  // Int8Layout; nullptr: not in this layout
+  PackedWeight packed;                                  // kPacked4, kPacked8: all weights
+  std::array<const uint8_t*, kMaxGroupWeights> int8{};  // kInt8: a weight each
   std::vector<DeviceMemory> memory;
 };
 
@@ -62,6 +74,9 @@ absl::StatusOr<std::unique_ptr<CudaLinear>> PrepareCudaLinear(Device& device,
 // Copies the stored tensors of a weight to the device; `memory` receives what was allocated.
 absl::StatusOr<DeviceWeight> UploadWeight(Device& device, const WeightView& view,
                                           std::vector<DeviceMemory>* memory);
+
+// The table that a part of one weight, a tied head, embeds from.
+EmbeddingTable TableOf(const LinearPart& part);
 
 // Backend::Linear. An error of the library surfaces here.
 absl::Status RunCudaLinear(Device& device, LinearWorkspace& workspace, const LinearArgs& args);

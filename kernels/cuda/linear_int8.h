@@ -29,7 +29,7 @@ struct Int8Layout {
 
   NIBBLE_HD constexpr int64_t panels() const { return (rows + kInt8Panel - 1) / kInt8Panel; }
   NIBBLE_HD constexpr int64_t depths() const { return (cols + kInt8Depth - 1) / kInt8Depth; }
-  constexpr int64_t code_bytes() const { return panels() * depths() * kInt8TileBytes; }
+  NIBBLE_HD constexpr int64_t code_bytes() const { return panels() * depths() * kInt8TileBytes; }
   // Codes, then one f32 scale per output feature.
   constexpr int64_t bytes() const {
     return code_bytes() + rows * static_cast<int64_t>(sizeof(float));

@@ -44,6 +44,16 @@ absl::StatusOr<std::string> LogitsHash(Decoder& decoder, const KvFormat& kv) {
   absl::StatusOr<std::unique_ptr<PrefillBatch>> batch =
       PrefillBatch::Make(backend, kPromptTokens, 1, kContext);
   if (!batch.ok()) return batch.status();
+  if (absl::Status status = backend.Reserve({.rows = kPromptTokens,
+                                             .sequences = 1,
+                                             .max_blocks = PrefillBatch::BlocksFor(kContext),
+                                             .heads = decoder.config().heads,
+                                             .head_dim = decoder.config().head_dim,
+                                             .sample_rows = 1,
+                                             .vocabulary = decoder.config().vocab});
+      !status.ok()) {
+    return status;
+  }
   KvPool pool;
   absl::StatusOr<std::unique_ptr<Buffer>> memory =
       backend.AllocateKv(decoder.MakeKvSpec(kv), PrefillBatch::BlocksFor(kContext), &pool);

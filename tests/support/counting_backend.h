@@ -59,6 +59,7 @@ class CountingBackend final : public Backend {
     auto inner = inner_.EmbeddingOf(*static_cast<const CountedLinear&>(linear).inner);
     return std::make_unique<CountedEmbedding>(std::move(inner), weights_);
   }
+  absl::Status Reserve(const StepLimits& limits) override { return inner_.Reserve(limits); }
   absl::StatusOr<std::unique_ptr<Buffer>> AllocateKv(const KvSpec& spec, int32_t num_blocks,
                                                      KvPool* pool) override {
     return Wrap(inner_.AllocateKv(spec, num_blocks, pool));

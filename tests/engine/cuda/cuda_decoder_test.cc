@@ -129,6 +129,60 @@ TEST(CudaBackend, RunningOutOfMemoryIsResourceExhaustedAtLoad) {
   testing::EmulatedDevice() = {};
 }
 
+TEST(CudaBackend, AStepBeyondWhatWasReservedIsAnError) {
+  const auto gpu = MakeEmulatedBackend().value();
+  ASSERT_TRUE(gpu->Reserve({.sample_rows = 2, .vocabulary = 8}).ok());
+  const auto logits = gpu->Allocate(3 * 8 * sizeof(float)).value();
+  const std::vector<SamplingRow> params(3);
+  std::vector<SampleResult> results(3);
+  gpu->Sample({logits->as<float>(), 2, 8, params.data(), results.data()});
+  EXPECT_TRUE(gpu->Sync().ok());
+  gpu->Sample({logits->as<float>(), 3, 8, params.data(), results.data()});
+  EXPECT_EQ(gpu->Sync().code(), absl::StatusCode::kFailedPrecondition) << gpu->Sync();
+}
+
+TEST(CudaBackend, LongListsOfSamplingParametersAreTakenInParts) {
+  constexpr int64_t kRows = 5, kVocabulary = 300;
+  std::vector<int32_t> every(kVocabulary), counts(kVocabulary);
+  std::vector<float> logits(kRows * kVocabulary), bias(kVocabulary);
+  std::mt19937 random(3);
+  for (float& logit : logits) logit = static_cast<float>(random() % 1000) / 100;
+  for (size_t i = 0; i < every.size(); ++i) {
+    every[i] = static_cast<int32_t>(i);
+    counts[i] = static_cast<int32_t>(random() % 5);
+    bias[i] = static_cast<float>(random() % 100) / 50;
+  }
+  std::vector<SamplingRow> params(kRows);
+  for (SamplingRow& row : params) {
+    row.temperature = 0;
+    row.presence_penalty = row.frequency_penalty = 0.5f;
+    row.bias_ids = row.seen_ids = every.data();
+    row.bias = bias.data();
+    row.output_counts = counts.data();
+    row.num_bias = row.num_seen = kVocabulary;
+  }
+  const auto gpu = MakeEmulatedBackend().value();
+  const auto cpu = MakeCpuBackend({.threads = 1, .tier = ""}).value();
+  ASSERT_TRUE(gpu->Reserve({.sample_rows = kRows, .vocabulary = kVocabulary}).ok());
+  const size_t left = gpu->MemoryLeft().value();
+  const auto device_logits = gpu->Allocate(logits.size() * sizeof(float)).value();
+  gpu->Upload(device_logits->data(), logits.data(), logits.size() * sizeof(float));
+  std::vector<SampleResult> results(kRows), expected(kRows);
+  gpu->Sample({device_logits->as<float>(), kRows, kVocabulary, params.data(), results.data()});
+  EXPECT_TRUE(gpu->Sync().ok());
+  EXPECT_EQ(gpu->MemoryLeft().value(), left - logits.size() * sizeof(float));
+  cpu->Sample({logits.data(), kRows, kVocabulary, params.data(), expected.data()});
+  for (size_t i = 0; i < kRows; ++i) EXPECT_EQ(results[i].token, expected[i].token) << i;
+}
+
+TEST(CudaBackend, AVocabularyThatCannotBeDrawnFromIsRefused) {
+  const auto gpu = MakeEmulatedBackend().value();
+  EXPECT_TRUE(gpu->Reserve({.vocabulary = 1 << 21}).ok()) << "nothing is drawn";
+  const absl::Status refused = gpu->Reserve({.sample_rows = 1, .vocabulary = (1 << 20) + 1});
+  EXPECT_EQ(refused.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_NE(std::string(refused.message()).find("1048577"), std::string::npos) << refused;
+}
+
 TEST(CudaBackend, SaysWhatAttentionDoesNotTake) {
   const auto gpu = MakeEmulatedBackend().value();
   KvSpec spec{FindKvFormat("bf16"), 1, 1, 20};

@@ -62,6 +62,8 @@ Output Serve(const char* scheme, const Setting& setting) {
   options.kv_bytes = spec.BytesPerBlock() * setting.kv_blocks;
   auto runner = DecoderRunner::Load(MakeEmulatedBackend().value(), config, weights, options);
   EXPECT_TRUE(runner.ok()) << runner.status();
+  const Backend& backend = (*runner)->decoder().backend();
+  const auto memory_left = backend.MemoryLeft();
   EngineOptions engine_options;
   engine_options.prefill_chunk = setting.chunk;
   const auto engine = Engine::Make(*std::move(runner), nullptr, engine_options, nullptr).value();
@@ -72,6 +74,7 @@ Output Serve(const char* scheme, const Setting& setting) {
   }
   while (engine->Step()) {
   }
+  EXPECT_EQ(backend.MemoryLeft(), memory_left) << "a step allocated";
   const std::vector<GenerationRequest> requests = Requests();
   for (size_t i = 0; i < readers.size(); ++i) {
     EXPECT_TRUE(readers[i]->Read());

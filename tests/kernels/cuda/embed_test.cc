@@ -21,13 +21,8 @@ TEST(CudaEmbedTest, ReadsEveryScheme) {
       for (const float scale : {1.0f, 45.25f}) {
         const OnDevice<int32_t> rows(ids);
         const auto out = OnDevice<float>::Poisoned(ids.size() * static_cast<size_t>(cols));
-        LaunchEmbed(TestDevice(), {on_device.weight(),
-                                   {},
-                                   nullptr,
-                                   rows.data(),
-                                   static_cast<int64_t>(ids.size()),
-                                   scale,
-                                   out.data()});
+        LaunchEmbed(TestDevice(), {StoredTable{on_device.weight()}, rows.data(),
+                                   static_cast<int64_t>(ids.size()), scale, out.data()});
         std::vector<float> expected;
         for (const int32_t id : ids) {
           for (int64_t k = 0; k < cols; ++k) {
@@ -45,13 +40,9 @@ TEST(CudaEmbedTest, ATiedHeadEmbedsFromWhatItsProductKeeps) {
   for (const Scheme* scheme : PackedSchemes()) {
     const RandomWeight table(*scheme, 130, 167, 5);
     const PackedGroup group({&table});
-    DeviceWeight shape;
-    shape.scheme = *scheme;
-    shape.rows = 130;
-    shape.cols = 167;
     const OnDevice<int32_t> rows(ids);
     const auto out = OnDevice<float>::Poisoned(ids.size() * 167);
-    LaunchEmbed(TestDevice(), {shape, group.weight(), nullptr, rows.data(), 3, 1.0f, out.data()});
+    LaunchEmbed(TestDevice(), {PackedTable{group.weight(), 167}, rows.data(), 3, 1.0f, out.data()});
     std::vector<float> expected;
     for (const int32_t id : ids) {
       for (int64_t k = 0; k < 167; ++k) expected.push_back(ReadWeight(table.view(), id, k));
@@ -68,11 +59,7 @@ TEST(CudaEmbedTest, ATiedHeadOfInt8ProductsEmbedsFromItsOwnLayout) {
   LaunchPackInt8(TestDevice(), stored.weight(), packed.data());
   const OnDevice<int32_t> rows(std::vector<int32_t>{36, 0});
   const auto out = OnDevice<float>::Poisoned(2 * 70);
-  DeviceWeight shape;
-  shape.scheme = *FindScheme("w8a8");
-  shape.rows = 37;
-  shape.cols = 70;
-  LaunchEmbed(TestDevice(), {shape, {}, packed.data(), rows.data(), 2, 1.0f, out.data()});
+  LaunchEmbed(TestDevice(), {Int8Table{packed.data(), layout}, rows.data(), 2, 1.0f, out.data()});
   std::vector<float> expected;
   for (const int64_t id : {36, 0}) {
     for (int64_t k = 0; k < 70; ++k) expected.push_back(ReadWeight(table.view(), id, k));
