@@ -92,7 +92,8 @@ class OnTheCpu(ScriptTest):
         self.assertEqual(self.records()[-1]["figures"]["requests"], 256)
 
     def test_bench(self):
-        ended = self.script("bench", "--device", "cpu", "--stage", "linear", "--stage", "attention")
+        ended = self.script("bench", "--device", "cpu", "--stage", "linear", "--stage", "attention",
+                            "--stage", "row_ops")
         self.assertEqual(ended.returncode, 0, ended.stdout + ended.stderr)
         self.assertIn("tiny square          9 int4-g128", ended.stdout)
         self.assertRegex(ended.stdout, r"tiny +2 +70 +1 k8v4 .* null +null +null +null")
