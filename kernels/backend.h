@@ -23,6 +23,8 @@
 
 namespace nibble {
 
+class WeightRounding;  // weight_rounding.h
+
 // exact: activations are not quantized (except where the scheme says so), weights are code * scale
 //        in f32, f32 accumulation: the oracle, used for calibration and for comparisons between
 //        engines and devices. The same bits in every CPU tier.
@@ -142,6 +144,10 @@ class Backend {
   virtual void GatedActivation(const GatedActivationArgs& args) = 0;
   virtual void AccumulateHessian(const HessianArgs& args) = 0;
   virtual void Sample(const SampleArgs& args) = 0;
+
+  // The device's way to round weights, valid as long as the backend; nullptr: none but the
+  // quantizer's own.
+  virtual WeightRounding* weight_rounding() { return nullptr; }
 
   // Waits for everything launched; the one place where device errors surface.
   virtual absl::Status Sync() = 0;

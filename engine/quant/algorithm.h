@@ -19,6 +19,8 @@
 #include "engine/quant/matrix.h"
 #include "engine/quant/quantized_weight.h"
 #include "engine/quant/recipe.h"
+#include "kernels/span_scale.h"
+#include "kernels/weight_rounding.h"
 
 namespace nibble {
 
@@ -45,6 +47,7 @@ struct RoundingProblem {
   const GroupScales* scales;  // already chosen (AWQ's clip search), or nullptr
   const GptqOptions* gptq;    // never nullptr
   int threads = 1;
+  WeightRounding* device = nullptr;  // does the heavy parts, to the same bits; nullptr: threads do
 };
 
 // rtn.cc: nearest codes under the widest scales.
@@ -109,14 +112,7 @@ const TransformEntry& Find(Transform transform);
 
 // ---- Parts of several algorithms ---------------------------------------------------------------
 
-// rtn.cc. The scale and zero point of `count` weights whose range is multiplied with `ratio` (0,
-// 1]: symmetric s = ratio * max|w| / Scheme::span(); asymmetric s = ratio * (max - min) / (2^b -
-// 1) and z = rint(-2^(b-1) - min / s), with min <= 0 <= max. s is rounded to the stored type before
-// z and before any code is chosen.
-struct ScaleAndZero {
-  float scale;
-  int8_t zero;
-};
+// rtn.cc. RangeScale() of the range of `count` weights, made to contain 0.
 ScaleAndZero SpanScale(const float* w, int64_t count, const Scheme& scheme, double ratio);
 
 // rtn.cc. Every group's scale at ratio 1.
@@ -125,6 +121,8 @@ GroupScales AbsmaxScales(const Matrix& weight, const Scheme& scheme, int threads
 // importance (K) or nullptr for ones.
 GroupScales MseClipScales(const Matrix& weight, const Scheme& scheme, const float* importance,
                           int threads);
+// The same by the problem's device, if it has one.
+absl::StatusOr<GroupScales> MseClipScales(const RoundingProblem& problem, const float* importance);
 // awq.cc. Every group's scale at the ratio that minimises the error of the group's share of the
 // output, (w - q)_g^T H_gg (w - q)_g.
 GroupScales OutputClipScales(const Matrix& weight, const Scheme& scheme, const Matrix& hessian,
@@ -133,6 +131,8 @@ GroupScales OutputClipScales(const Matrix& weight, const Scheme& scheme, const M
 // rtn.cc. Nearest codes under given scales.
 QuantizedWeight RoundNearest(const Matrix& weight, const Scheme& scheme, GroupScales scales,
                              int threads);
+// The same by the problem's device, if it has one.
+absl::StatusOr<QuantizedWeight> RoundNearest(const RoundingProblem& problem, GroupScales scales);
 // rtn.cc. The float values of those codes.
 Matrix NearestValues(const Matrix& weight, const Scheme& scheme, const GroupScales& scales,
                      int threads);

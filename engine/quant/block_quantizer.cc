@@ -25,9 +25,19 @@ const char* const kVectors[] = {
     "mlp.down_proj.bias",
 };
 
-double OutputEnergy(const Matrix& m, const Matrix& hessian, int threads) {
+// ||x M^T||^2 over the calibration tokens.
+absl::StatusOr<double> OutputEnergy(const Matrix& m, const RoundingProblem& problem) {
+  const float* hessian = problem.hessian->row(0);
+  std::vector<double> rows(static_cast<size_t>(m.rows));
+  if (problem.device == nullptr) {
+    rows = QuadraticForm(m, hessian, m.cols, problem.threads);
+  } else {
+    absl::Status status =
+        problem.device->QuadraticForm(m.row(0), m.rows, m.cols, hessian, m.cols, rows.data());
+    if (!status.ok()) return status;
+  }
   double sum = 0;
-  for (const double row : QuadraticForm(m, hessian.row(0), m.cols, threads)) sum += row;
+  for (const double row : rows) sum += row;
   return sum;
 }
 
@@ -106,11 +116,13 @@ absl::StatusOr<RoundedModule> RoundModule(const std::string& module, Rounder rou
   Matrix difference = Dequantize(result.weight.view(), problem.threads);
   for (size_t i = 0; i < difference.values.size(); ++i) difference.values[i] -= weight.values[i];
   const bool of_output = problem.hessian != nullptr;
-  const double error = of_output ? OutputEnergy(difference, *problem.hessian, problem.threads)
-                                 : SquaredSum(difference);
-  const double whole =
-      of_output ? OutputEnergy(weight, *problem.hessian, problem.threads) : SquaredSum(weight);
-  result.error.relative_error = whole > 0 ? std::max(0.0, error) / whole : 0.0;
+  const absl::StatusOr<double> error =
+      of_output ? OutputEnergy(difference, problem) : SquaredSum(difference);
+  if (!error.ok()) return Within(module, error.status());
+  const absl::StatusOr<double> whole =
+      of_output ? OutputEnergy(weight, problem) : SquaredSum(weight);
+  if (!whole.ok()) return Within(module, whole.status());
+  result.error.relative_error = *whole > 0 ? std::max(0.0, *error) / *whole : 0.0;
   result.error.of_output = of_output;
   return result;
 }
@@ -240,7 +252,8 @@ absl::Status BlockQuantizer::RoundGroup(Block& block, InputGroup group,
                                   input == nullptr ? nullptr : &input->hessian,
                                   scales == block.scales.end() ? nullptr : &scales->second,
                                   &recipe.gptq,
-                                  context_.threads};
+                                  context_.threads,
+                                  context_.backend->weight_rounding()};
     const std::string module = BlockModule(block.layer, name);
     absl::StatusOr<RoundedModule> rounded = RoundModule(module, recipe.rounder, problem);
     if (!rounded.ok()) return rounded.status();

@@ -45,8 +45,10 @@ std::vector<int64_t> ColumnOrder(const Matrix& hessian, bool act_order) {
 }
 
 // U of the damped Hessian with rows and columns in `order`.
-absl::StatusOr<Matrix> DampedFactor(const Matrix& hessian, const std::vector<int64_t>& order,
-                                    double damping, int threads) {
+absl::StatusOr<Matrix> DampedFactor(const RoundingProblem& problem,
+                                    const std::vector<int64_t>& order) {
+  const Matrix& hessian = *problem.hessian;
+  double damping = problem.gptq->damping;
   const int64_t k = hessian.rows;
   double sum = 0;
   int64_t alive = 0;
@@ -57,13 +59,17 @@ absl::StatusOr<Matrix> DampedFactor(const Matrix& hessian, const std::vector<int
   const double mean = alive > 0 ? sum / static_cast<double>(alive) : 0;
   Matrix factor(k, k);
   for (int attempt = 0; attempt < kDampingAttempts; ++attempt, damping *= 10) {
-    for (int64_t i = 0; i < k; ++i) {
+    ParallelFor(problem.threads, k, [&](int64_t i) {
       const float* from = hessian.row(order[static_cast<size_t>(i)]);
       float* to = factor.row(i);
       for (int64_t j = 0; j < k; ++j) to[j] = from[order[static_cast<size_t>(j)]];
       to[i] = to[i] > 0 ? static_cast<float>(static_cast<double>(to[i]) + damping * mean) : 1.0f;
-    }
-    if (UpperFactorOfInverse(factor, threads)) return factor;
+    });
+    const absl::StatusOr<bool> factored =
+        problem.device == nullptr ? UpperFactorOfInverse(factor, problem.threads)
+                                  : problem.device->UpperFactorOfInverse(factor.row(0), k);
+    if (!factored.ok()) return factored.status();
+    if (*factored) return factor;
   }
   return absl::InternalError(absl::StrCat("GPTQ: the Hessian of ", k,
                                           " inputs has no Cholesky factor even with damping ",
@@ -107,34 +113,15 @@ void RoundTile(const Scheme& scheme, const GroupScales& scales, const Matrix& fa
   }
 }
 
-}  // namespace
-
-absl::StatusOr<QuantizedWeight> RoundGptq(const RoundingProblem& problem) {
-  NIBBLE_CHECK(problem.hessian != nullptr && problem.hessian->rows == problem.weight->cols);
+// Stores the codes of every row: what WeightRounding::GptqCodes chooses.
+void RoundByThreads(const RoundingProblem& problem, const GroupScales& scales, const Matrix& factor,
+                    const std::vector<int64_t>& order, QuantizedWeight& result) {
+  const Matrix& weight = *problem.weight;
   const Scheme& scheme = *problem.scheme;
   const Matrix& hessian = *problem.hessian;
-  const int64_t n = problem.weight->rows;
-  const int64_t k = problem.weight->cols;
+  const int64_t n = weight.rows;
+  const int64_t k = weight.cols;
   const int64_t width = scheme.GroupWidth(k);
-
-  Matrix weight = *problem.weight;
-  std::vector<float> diagonal(static_cast<size_t>(k));
-  for (int64_t i = 0; i < k; ++i) {
-    diagonal[static_cast<size_t>(i)] = hessian.at(i, i);
-    if (hessian.at(i, i) > 0) continue;
-    for (int64_t r = 0; r < n; ++r) weight.at(r, i) = 0;
-  }
-  GroupScales scales = problem.scales != nullptr ? *problem.scales
-                       : problem.gptq->mse_clip
-                           ? MseClipScales(weight, scheme, diagonal.data(), problem.threads)
-                           : AbsmaxScales(weight, scheme, problem.threads);
-  const std::vector<int64_t> order = ColumnOrder(hessian, problem.gptq->act_order);
-  absl::StatusOr<Matrix> factor =
-      DampedFactor(hessian, order, problem.gptq->damping, problem.threads);
-  if (!factor.ok()) return factor.status();
-
-  QuantizedWeight result(scheme, n, k);
-  result.SetScales(scales);
   ParallelFor(problem.threads, (n + kRowTile - 1) / kRowTile, [&](int64_t index) {
     const Tile tile{index * kRowTile, std::min(kRowTile, n - index * kRowTile)};
     Matrix work(tile.rows, k);
@@ -146,8 +133,7 @@ absl::StatusOr<QuantizedWeight> RoundGptq(const RoundingProblem& problem) {
       const float* w = weight.row(tile.first + r);
       for (int64_t i = 0; i < k; ++i) work.at(r, i) = w[order[static_cast<size_t>(i)]];
     }
-    RoundTile(scheme, scales, *factor, order, problem.gptq->block_columns, tile, work, error,
-              codes);
+    RoundTile(scheme, scales, factor, order, problem.gptq->block_columns, tile, work, error, codes);
     for (int64_t r = 0; r < tile.rows; ++r) {
       const float* w = weight.row(tile.first + r);
       for (int64_t g = 0; g < scales.groups; ++g) {
@@ -170,6 +156,53 @@ absl::StatusOr<QuantizedWeight> RoundGptq(const RoundingProblem& problem) {
       result.SetRow(tile.first + r, (keep ? codes : nearest).data() + r * k);
     }
   });
+}
+
+}  // namespace
+
+absl::StatusOr<QuantizedWeight> RoundGptq(const RoundingProblem& problem) {
+  NIBBLE_CHECK(problem.hessian != nullptr && problem.hessian->rows == problem.weight->cols);
+  const Scheme& scheme = *problem.scheme;
+  const Matrix& hessian = *problem.hessian;
+  const int64_t n = problem.weight->rows;
+  const int64_t k = problem.weight->cols;
+
+  Matrix weight = *problem.weight;
+  std::vector<float> diagonal(static_cast<size_t>(k));
+  for (int64_t i = 0; i < k; ++i) {
+    diagonal[static_cast<size_t>(i)] = hessian.at(i, i);
+    if (hessian.at(i, i) > 0) continue;
+    for (int64_t r = 0; r < n; ++r) weight.at(r, i) = 0;
+  }
+  RoundingProblem alive = problem;
+  alive.weight = &weight;
+  absl::StatusOr<GroupScales> scales = problem.scales != nullptr ? *problem.scales
+                                       : problem.gptq->mse_clip
+                                           ? MseClipScales(alive, diagonal.data())
+                                           : AbsmaxScales(weight, scheme, problem.threads);
+  if (!scales.ok()) return scales.status();
+  const std::vector<int64_t> order = ColumnOrder(hessian, problem.gptq->act_order);
+  const absl::StatusOr<Matrix> factor = DampedFactor(problem, order);
+  if (!factor.ok()) return factor.status();
+
+  QuantizedWeight result(scheme, n, k);
+  result.SetScales(*scales);
+  if (problem.device == nullptr) {
+    RoundByThreads(alive, *scales, *factor, order, result);
+    return result;
+  }
+  GptqCall call;
+  call.weight = {&scheme, n, k, weight.row(0)};
+  call.scales = {scales->scale.data(), scales->zero.data()};
+  call.hessian = hessian.row(0);
+  call.factor = factor->row(0);
+  call.order = order.data();
+  call.block = problem.gptq->block_columns;
+  std::vector<int8_t> codes(weight.values.size());
+  if (absl::Status status = problem.device->GptqCodes(call, codes.data()); !status.ok()) {
+    return status;
+  }
+  ParallelFor(problem.threads, n, [&](int64_t r) { result.SetRow(r, codes.data() + r * k); });
   return result;
 }
 

@@ -123,7 +123,8 @@ absl::StatusOr<RoundedModule> RoundPart(const PartsProblem& problem, const char*
     absl::StatusOr<Matrix> rows = LoadRows(*view, stored, first, count, problem.threads);
     if (!rows.ok()) return rows.status();
     absl::StatusOr<RoundedModule> rounded = RoundModule(
-        module, rounder, {&*rows, &scheme, nullptr, nullptr, &recipe.gptq, problem.threads});
+        module, rounder,
+        {&*rows, &scheme, nullptr, nullptr, &recipe.gptq, problem.threads, problem.device});
     if (!rounded.ok()) return rounded.status();
     whole.weight.SetRows(first, rounded->weight);
     const double slice = SquaredSum(*rows);

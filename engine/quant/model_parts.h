@@ -45,6 +45,7 @@ struct PartsProblem {
   std::function<absl::Status()> keep_going;  // asked before each slice of a weight's rows
   // Sees the rounded embedding, which is gone afterwards.
   std::function<absl::Status(const WeightView&)> on_embedding;
+  WeightRounding* device = nullptr;         // as in RoundingProblem
   int64_t slice_values = int64_t{1} << 23;  // f32 values of a slice, about; no byte depends on it
 };
 

@@ -8,14 +8,12 @@
 // E[x_k^2], or 1. Ties go to the wider range. The search by squared error is the "mse" observer of
 // the tools that write compressed-tensors.
 #include <algorithm>
+#include <utility>
 
 #include "engine/quant/algorithm.h"
 
 namespace nibble {
 namespace {
-
-constexpr int kRatios = 26;
-constexpr double kStep = 0.02;
 
 double Error(const float* w, const float* q, const float* importance, int64_t count) {
   double sum = 0;
@@ -30,8 +28,8 @@ ScaleAndZero SearchSpan(const float* w, const float* importance, int64_t count,
                         const Scheme& scheme, float* scratch) {
   ScaleAndZero best = SpanScale(w, count, scheme, 1.0);
   double least = 0;
-  for (int i = 0; i < kRatios; ++i) {
-    const ScaleAndZero candidate = SpanScale(w, count, scheme, 1.0 - kStep * i);
+  for (int i = 0; i < kMseClipRatios; ++i) {
+    const ScaleAndZero candidate = SpanScale(w, count, scheme, MseClipRatio(i));
     if (candidate.scale == 0.0f) break;
     QuantizeSpan(w, count, candidate.scale, candidate.zero, scheme, scratch, nullptr);
     const double error = Error(w, scratch, importance, count);
@@ -65,14 +63,24 @@ GroupScales MseClipScales(const Matrix& weight, const Scheme& scheme, const floa
   return result;
 }
 
-absl::StatusOr<QuantizedWeight> RoundMse(const RoundingProblem& problem) {
+absl::StatusOr<GroupScales> MseClipScales(const RoundingProblem& problem, const float* importance) {
   const Matrix& weight = *problem.weight;
-  if (problem.scales != nullptr) {
-    return RoundNearest(weight, *problem.scheme, *problem.scales, problem.threads);
+  if (problem.device == nullptr) {
+    return MseClipScales(weight, *problem.scheme, importance, problem.threads);
   }
-  return RoundNearest(weight, *problem.scheme,
-                      MseClipScales(weight, *problem.scheme, nullptr, problem.threads),
-                      problem.threads);
+  GroupScales result(weight.rows, problem.scheme->GroupsPerRow(weight.cols));
+  const absl::Status status =
+      problem.device->ClipScales({problem.scheme, weight.rows, weight.cols, weight.row(0)},
+                                 importance, result.scale.data(), result.zero.data());
+  if (!status.ok()) return status;
+  return result;
+}
+
+absl::StatusOr<QuantizedWeight> RoundMse(const RoundingProblem& problem) {
+  if (problem.scales != nullptr) return RoundNearest(problem, *problem.scales);
+  absl::StatusOr<GroupScales> scales = MseClipScales(problem, nullptr);
+  if (!scales.ok()) return scales.status();
+  return RoundNearest(problem, *std::move(scales));
 }
 
 }  // namespace nibble

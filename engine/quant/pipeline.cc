@@ -365,8 +365,9 @@ absl::Status Attempt::QuantizeBlocks() {
                                                  : absl::OkStatus();
   };
   absl::StatusOr<ModelParts> parts =
-      QuantizeParts({&spec_.recipe, &config_, source_.get(), threads_, KeepGoing(), embed}, fs_,
-                    Cat(work_dir_, "/parts"));
+      QuantizeParts({&spec_.recipe, &config_, source_.get(), threads_, KeepGoing(), embed,
+                     backend_.weight_rounding()},
+                    fs_, Cat(work_dir_, "/parts"));
   if (!parts.ok()) return parts.status();
   parts_ = *std::move(parts);
 

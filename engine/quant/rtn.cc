@@ -1,29 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Round to nearest: q = clamp(rint(w / s) + z), the scale s wide enough for the largest weight of
-// the group.
-//
-// Scales follow compressed-tensors: a symmetric b-bit grid spans 2^b - 1 steps, half of them on
-// each side, so s = max|w| / ((2^b - 1) / 2) and the largest positive weight is cut by half a step;
-// an asymmetric grid spans min..max, made to contain 0 so that 0 is a code. The largest values of
-// e4m3 (448) and NF4 (1) meet max|w|.
+// the group: RangeScale() of kernels/span_scale.h.
 #include <algorithm>
-#include <cmath>
+#include <utility>
+#include <vector>
 
 #include "engine/quant/algorithm.h"
 #include "kernels/check.h"
-#include "kernels/codec.h"
 
 namespace nibble {
-namespace {
-
-float RoundToStored(double value, DType type) {
-  const auto f = static_cast<float>(value);
-  if (type == DType::kBF16) return RoundToBF16(f);
-  if (type == DType::kF16) return F16ToF32(F32ToF16(f));
-  return f;
-}
-
-}  // namespace
 
 ScaleAndZero SpanScale(const float* w, int64_t count, const Scheme& scheme, double ratio) {
   float low = 0;
@@ -32,17 +17,7 @@ ScaleAndZero SpanScale(const float* w, int64_t count, const Scheme& scheme, doub
     low = std::min(low, w[i]);
     high = std::max(high, w[i]);
   }
-  if (scheme.symmetric()) {
-    const double absmax = std::max(-static_cast<double>(low), static_cast<double>(high));
-    return {RoundToStored(ratio * absmax / scheme.span(), scheme.scale), 0};
-  }
-  const double steps = scheme.code_max() - scheme.code_min();
-  const double min = ratio * low;
-  const float scale = RoundToStored((ratio * high - min) / steps, scheme.scale);
-  if (scale == 0.0f) return {0.0f, 0};
-  const double zero = std::nearbyint(scheme.code_min() - min / scale);
-  return {scale, static_cast<int8_t>(std::clamp(zero, static_cast<double>(scheme.code_min()),
-                                                static_cast<double>(scheme.code_max())))};
+  return RangeScale(low, high, scheme, ratio);
 }
 
 GroupScales AbsmaxScales(const Matrix& weight, const Scheme& scheme, int threads) {
@@ -100,13 +75,28 @@ Matrix NearestValues(const Matrix& weight, const Scheme& scheme, const GroupScal
   return result;
 }
 
-absl::StatusOr<QuantizedWeight> RoundRtn(const RoundingProblem& problem) {
+absl::StatusOr<QuantizedWeight> RoundNearest(const RoundingProblem& problem, GroupScales scales) {
   const Matrix& weight = *problem.weight;
-  if (problem.scales != nullptr) {
-    return RoundNearest(weight, *problem.scheme, *problem.scales, problem.threads);
+  if (problem.device == nullptr) {
+    return RoundNearest(weight, *problem.scheme, std::move(scales), problem.threads);
   }
-  return RoundNearest(weight, *problem.scheme,
-                      AbsmaxScales(weight, *problem.scheme, problem.threads), problem.threads);
+  QuantizedWeight result(*problem.scheme, weight.rows, weight.cols);
+  result.SetScales(scales);
+  std::vector<int8_t> codes(weight.values.size());
+  const absl::Status status =
+      problem.device->NearestCodes({problem.scheme, weight.rows, weight.cols, weight.row(0)},
+                                   {scales.scale.data(), scales.zero.data()}, codes.data());
+  if (!status.ok()) return status;
+  ParallelFor(problem.threads, weight.rows,
+              [&](int64_t n) { result.SetRow(n, codes.data() + n * weight.cols); });
+  return result;
+}
+
+absl::StatusOr<QuantizedWeight> RoundRtn(const RoundingProblem& problem) {
+  return RoundNearest(problem,
+                      problem.scales != nullptr
+                          ? *problem.scales
+                          : AbsmaxScales(*problem.weight, *problem.scheme, problem.threads));
 }
 
 const RounderEntry& Find(Rounder rounder) {

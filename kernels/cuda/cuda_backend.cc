@@ -9,6 +9,7 @@
 #include "kernels/check.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/ceilings.h"
+#include "kernels/cuda/cuda_weight_rounding.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/embed.h"
 #include "kernels/cuda/hessian.h"
@@ -31,7 +32,9 @@ class CudaBuffer : public Buffer {
 class CudaBackend : public Backend {
  public:
   CudaBackend(std::unique_ptr<Device> device, std::unique_ptr<LinearWorkspace> linear)
-      : device_(std::move(device)), linear_(std::move(linear)) {}
+      : device_(std::move(device)),
+        linear_(std::move(linear)),
+        rounding_(MakeCudaWeightRounding(*device_)) {}
 
   std::string Description() const override {
     const DeviceInfo& info = device_->info();
@@ -79,6 +82,7 @@ class CudaBackend : public Backend {
   }
   void AccumulateHessian(const HessianArgs& args) override { LaunchHessian(*device_, args); }
   void Sample(const SampleArgs& args) override;
+  WeightRounding* weight_rounding() override { return rounding_.get(); }
 
   absl::Status Sync() override {
     const absl::Status status = device_->Sync();
@@ -102,6 +106,7 @@ class CudaBackend : public Backend {
 
   std::unique_ptr<Device> device_;  // outlives everything below
   std::unique_ptr<LinearWorkspace> linear_;
+  std::unique_ptr<WeightRounding> rounding_;
   DeviceMemory partials_, rows_, sampling_, results_;  // Reserve
   std::vector<uint64_t> packed_sampling_;              // as large as sampling_
   absl::Status failed_;

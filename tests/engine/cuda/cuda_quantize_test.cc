@@ -6,9 +6,12 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "engine/quant/matrix.h"
 #include "engine/quant/pipeline.h"
+#include "kernels/cuda/cuda_weight_rounding.h"
 #include "tests/engine/quant/test_host.h"
 #include "tests/support/cuda/emulated_backend.h"
+#include "tests/support/cuda/emulated_device.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/tiny_model.h"
 
@@ -93,6 +96,19 @@ TEST_F(CudaQuantize, GptqRepeatsItsBitsAndComesNearTheCpu) {
     const double error = on_cpu[i]["relative_error"].get<double>();
     EXPECT_NEAR(on_gpu[i]["relative_error"].get<double>(), error, 0.15 * error) << on_cpu[i];
   }
+}
+
+TEST(CudaWeightRoundingMemory, TooLittleIsResourceExhausted) {
+  testing::EmulatedDevice().memory_bytes = size_t{1} << 20;
+  const auto device = Device::Open(0).value();
+  testing::EmulatedDevice() = {};
+  const auto rounding = MakeCudaWeightRounding(*device);
+  Matrix h(512, 512);
+  EXPECT_EQ(rounding->UpperFactorOfInverse(h.row(0), h.rows).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  std::vector<double> sums(512);
+  EXPECT_EQ(rounding->QuadraticForm(h.row(0), 512, 512, h.row(0), 512, sums.data()).code(),
+            absl::StatusCode::kResourceExhausted);
 }
 
 }  // namespace
