@@ -81,12 +81,13 @@ struct TransformProblem {
   const AwqOptions* awq;                  // never nullptr
   const SmoothQuantOptions* smoothquant;  // never nullptr
   int threads = 1;
+  WeightRounding* device = nullptr;  // as in RoundingProblem
 };
 
 // awq.cc: spares the weights that large activations meet.
-std::vector<float> ScaleAwq(const TransformProblem& problem);
+absl::StatusOr<std::vector<float>> ScaleAwq(const TransformProblem& problem);
 // smoothquant.cc: moves the outliers of the activations into the weights.
-std::vector<float> ScaleSmoothQuant(const TransformProblem& problem);
+absl::StatusOr<std::vector<float>> ScaleSmoothQuant(const TransformProblem& problem);
 
 struct TransformEntry {
   Transform transform;
@@ -95,7 +96,7 @@ struct TransformEntry {
   bool needs_activations;
   bool norms_only;  // folds into the norm before the group only, not into a linear before it
   // (K) factors > 0, or empty for "leave the group as it is".
-  std::vector<float> (*search)(const TransformProblem&);
+  absl::StatusOr<std::vector<float>> (*search)(const TransformProblem&);
 };
 
 // clang-format off
@@ -125,8 +126,7 @@ GroupScales MseClipScales(const Matrix& weight, const Scheme& scheme, const floa
 absl::StatusOr<GroupScales> MseClipScales(const RoundingProblem& problem, const float* importance);
 // awq.cc. Every group's scale at the ratio that minimises the error of the group's share of the
 // output, (w - q)_g^T H_gg (w - q)_g.
-GroupScales OutputClipScales(const Matrix& weight, const Scheme& scheme, const Matrix& hessian,
-                             int threads);
+absl::StatusOr<GroupScales> OutputClipScales(const RoundingProblem& problem);
 
 // rtn.cc. Nearest codes under given scales.
 QuantizedWeight RoundNearest(const Matrix& weight, const Scheme& scheme, GroupScales scales,

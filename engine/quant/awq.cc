@@ -102,8 +102,11 @@ std::vector<SearchedLinear> SearchedLinears(const TransformProblem& problem) {
 }
 
 // tr(D H D^T) summed over the linears.
-double Loss(const std::vector<SearchedLinear>& linears, const Matrix& hessian,
-            const std::vector<float>& factors, int threads) {
+absl::StatusOr<double> Loss(const TransformProblem& problem,
+                            const std::vector<SearchedLinear>& linears,
+                            const std::vector<float>& factors) {
+  const int threads = problem.threads;
+  const Matrix& hessian = problem.input->hessian;
   double loss = 0;
   for (const SearchedLinear& linear : linears) {
     const Matrix& weight = linear.rows;
@@ -116,8 +119,11 @@ double Loss(const std::vector<SearchedLinear>& linears, const Matrix& hessian,
         work.at(n, j) = weight.at(n, j) - work.at(n, j) / factors[static_cast<size_t>(j)];
       }
     });
+    const absl::StatusOr<std::vector<double>> rows =
+        QuadraticForm(work, hessian.row(0), k, threads, problem.device);
+    if (!rows.ok()) return rows.status();
     double sum = 0;
-    for (const double row : QuadraticForm(work, hessian.row(0), k, threads)) sum += row;
+    for (const double row : *rows) sum += row;
     loss += linear.stands_for * sum;
   }
   return loss;
@@ -125,19 +131,21 @@ double Loss(const std::vector<SearchedLinear>& linears, const Matrix& hessian,
 
 }  // namespace
 
-std::vector<float> ScaleAwq(const TransformProblem& problem) {
+absl::StatusOr<std::vector<float>> ScaleAwq(const TransformProblem& problem) {
   const InputStatistics& input = *problem.input;
   const size_t k = input.mean_abs.size();
   NIBBLE_CHECK(input.hessian.rows == static_cast<int64_t>(k));
   const std::vector<double> weight = MeanRelativeWeight(problem);
   std::vector<float> best;
   const std::vector<SearchedLinear> linears = SearchedLinears(problem);
-  double least = Loss(linears, input.hessian, std::vector<float>(k, 1.0f), problem.threads);
+  absl::StatusOr<double> least = Loss(problem, linears, std::vector<float>(k, 1.0f));
+  if (!least.ok()) return least.status();
   for (int i = 0; i < problem.awq->grid; ++i) {
     std::vector<float> candidate =
         Candidate(input.mean_abs, weight, static_cast<double>(i) / problem.awq->grid);
-    const double loss = Loss(linears, input.hessian, candidate, problem.threads);
-    if (loss < least) {
+    const absl::StatusOr<double> loss = Loss(problem, linears, candidate);
+    if (!loss.ok()) return loss.status();
+    if (*loss < *least) {
       least = loss;
       best = std::move(candidate);
     }
@@ -145,8 +153,9 @@ std::vector<float> ScaleAwq(const TransformProblem& problem) {
   return best;
 }
 
-GroupScales OutputClipScales(const Matrix& weight, const Scheme& scheme, const Matrix& hessian,
-                             int threads) {
+absl::StatusOr<GroupScales> OutputClipScales(const RoundingProblem& problem) {
+  const Matrix& weight = *problem.weight;
+  const Scheme& scheme = *problem.scheme;
   const int64_t n = weight.rows;
   const int64_t k = weight.cols;
   const int64_t groups = scheme.GroupsPerRow(k);
@@ -159,18 +168,20 @@ GroupScales OutputClipScales(const Matrix& weight, const Scheme& scheme, const M
     for (int step = 0; step < kClipRatios; ++step) {
       Matrix error(n, count);
       std::vector<ScaleAndZero> chosen(static_cast<size_t>(n));
-      ParallelFor(threads, n, [&](int64_t r) {
+      ParallelFor(problem.threads, n, [&](int64_t r) {
         const float* w = weight.row(r) + first;
         const ScaleAndZero s = SpanScale(w, count, scheme, 1.0 - kClipStep * step);
         QuantizeSpan(w, count, s.scale, s.zero, scheme, error.row(r), nullptr);
         for (int64_t j = 0; j < count; ++j) error.at(r, j) = w[j] - error.at(r, j);
         chosen[static_cast<size_t>(r)] = s;
       });
-      const std::vector<double> loss = QuadraticForm(error, hessian.row(first) + first, k, threads);
+      const absl::StatusOr<std::vector<double>> loss = QuadraticForm(
+          error, problem.hessian->row(first) + first, k, problem.threads, problem.device);
+      if (!loss.ok()) return loss.status();
       for (int64_t r = 0; r < n; ++r) {
         const auto i = static_cast<size_t>(r);
-        if (step > 0 && !(loss[i] < least[i])) continue;
-        least[i] = loss[i];
+        if (step > 0 && !((*loss)[i] < least[i])) continue;
+        least[i] = (*loss)[i];
         result.scale[static_cast<size_t>(r * groups + g)] = chosen[i].scale;
         result.zero[static_cast<size_t>(r * groups + g)] = chosen[i].zero;
       }

@@ -27,17 +27,11 @@ const char* const kVectors[] = {
 
 // ||x M^T||^2 over the calibration tokens.
 absl::StatusOr<double> OutputEnergy(const Matrix& m, const RoundingProblem& problem) {
-  const float* hessian = problem.hessian->row(0);
-  std::vector<double> rows(static_cast<size_t>(m.rows));
-  if (problem.device == nullptr) {
-    rows = QuadraticForm(m, hessian, m.cols, problem.threads);
-  } else {
-    absl::Status status =
-        problem.device->QuadraticForm(m.row(0), m.rows, m.cols, hessian, m.cols, rows.data());
-    if (!status.ok()) return status;
-  }
+  const absl::StatusOr<std::vector<double>> rows =
+      QuadraticForm(m, problem.hessian->row(0), m.cols, problem.threads, problem.device);
+  if (!rows.ok()) return rows.status();
   double sum = 0;
-  for (const double row : rows) sum += row;
+  for (const double row : *rows) sum += row;
   return sum;
 }
 
@@ -200,7 +194,13 @@ absl::Status BlockQuantizer::ApplyTransforms(Block& block, ActivationStore& stre
     for (const InputGroup group : kInputGroups) {
       if (absl::Status status = context_.keep_going(); !status.ok()) return status;
       InputStatistics& input = observed->at(group);
-      TransformProblem problem{{}, {}, &input, &recipe.awq, &recipe.smoothquant, context_.threads};
+      TransformProblem problem{{},
+                               {},
+                               &input,
+                               &recipe.awq,
+                               &recipe.smoothquant,
+                               context_.threads,
+                               context_.backend->weight_rounding()};
       bool quantized = false;
       bool rounded_inputs = false;
       for (const std::string& name : GroupModules(group)) {
@@ -222,9 +222,12 @@ absl::Status BlockQuantizer::ApplyTransforms(Block& block, ActivationStore& stre
         }
         continue;
       }
-      const std::vector<float> factors = entry.search(problem);
-      if (factors.empty()) continue;
-      FoldFactors(*context_.config, *target, group, factors, block.floats, block.vectors, input);
+      const absl::StatusOr<std::vector<float>> factors = entry.search(problem);
+      if (!factors.ok()) {
+        return Within(BlockModule(block.layer, GroupModules(group)[0]), factors.status());
+      }
+      if (factors->empty()) continue;
+      FoldFactors(*context_.config, *target, group, *factors, block.floats, block.vectors, input);
     }
   }
   const bool clip = recipe.awq.clip && std::count(recipe.transforms.begin(),
@@ -233,8 +236,11 @@ absl::Status BlockQuantizer::ApplyTransforms(Block& block, ActivationStore& stre
     for (const std::string& name : GroupModules(group)) {
       const Scheme& scheme = *block.schemes.at(name);
       if (!clip || !scheme.quantized() || !ClipsOutput(name)) continue;
-      block.scales.emplace(name, OutputClipScales(block.floats.at(name), scheme,
-                                                  observed->at(group).hessian, context_.threads));
+      absl::StatusOr<GroupScales> scales =
+          OutputClipScales({&block.floats.at(name), &scheme, &observed->at(group).hessian, nullptr,
+                            &recipe.gptq, context_.threads, context_.backend->weight_rounding()});
+      if (!scales.ok()) return Within(BlockModule(block.layer, name), scales.status());
+      block.scales.emplace(name, *std::move(scales));
     }
   }
   if (wanted.hessian) block.observed = *std::move(observed);

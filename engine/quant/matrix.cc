@@ -188,4 +188,13 @@ std::vector<double> QuadraticForm(const Matrix& d, const float* h, int64_t ldh, 
   return result;
 }
 
+absl::StatusOr<std::vector<double>> QuadraticForm(const Matrix& d, const float* h, int64_t ldh,
+                                                  int threads, WeightRounding* device) {
+  if (device == nullptr) return QuadraticForm(d, h, ldh, threads);
+  std::vector<double> result(static_cast<size_t>(d.rows));
+  absl::Status status = device->QuadraticForm(d.row(0), d.rows, d.cols, h, ldh, result.data());
+  if (!status.ok()) return status;
+  return result;
+}
+
 }  // namespace nibble

@@ -9,6 +9,9 @@
 #include <functional>
 #include <vector>
 
+#include "absl/status/statusor.h"
+#include "kernels/weight_rounding.h"
+
 namespace nibble {
 
 // Row-major (rows, cols) f32.
@@ -48,5 +51,8 @@ Matrix ScaleColumns(const Matrix& m, const std::vector<float>& factors, int thre
 // d_i^T H d_i for every row d_i of D (rows, K), with H (K, K) of row stride ldh; the last sum in
 // double.
 std::vector<double> QuadraticForm(const Matrix& d, const float* h, int64_t ldh, int threads);
+// The same by `device`, unless that is nullptr.
+absl::StatusOr<std::vector<double>> QuadraticForm(const Matrix& d, const float* h, int64_t ldh,
+                                                  int threads, WeightRounding* device);
 
 }  // namespace nibble

@@ -101,7 +101,7 @@ double Loss(const TransformProblem& problem, const Matrix& inputs_t,
 
 }  // namespace
 
-std::vector<float> ScaleSmoothQuant(const TransformProblem& problem) {
+absl::StatusOr<std::vector<float>> ScaleSmoothQuant(const TransformProblem& problem) {
   const InputStatistics& input = *problem.input;
   std::vector<float> max_w(input.max_abs.size(), 0.0f);
   for (const Matrix* weight : problem.weights) {

@@ -55,7 +55,7 @@ TEST(Awq, LowersTheOutputErrorWhenSomeInputsAreLarge) {
   const SmoothQuantOptions smoothquant;
   const Scheme& scheme = Named("int4-g128");
   const TransformProblem problem{{&w}, {&scheme}, &input, &awq, &smoothquant, 1};
-  const std::vector<float> s = ScaleAwq(problem);
+  const std::vector<float> s = *ScaleAwq(problem);
   ASSERT_EQ(s.size(), 128u);
   for (const float factor : s) EXPECT_GT(factor, 0.0f);
   EXPECT_GT(s[3], s[4]);  // feature 3 is twelve times larger
@@ -75,7 +75,7 @@ TEST(Awq, JudgesALargeLinearByRowsFromAllOverIt) {
   const SmoothQuantOptions smoothquant;
   const Scheme& scheme = Named("int4-g64");
   const auto factors = [&](const Matrix& weight) {
-    return ScaleAwq(TransformProblem{{&weight}, {&scheme}, &input, &awq, &smoothquant, 2});
+    return *ScaleAwq(TransformProblem{{&weight}, {&scheme}, &input, &awq, &smoothquant, 2});
   };
   const std::vector<float> some = factors(kinds);
   const std::vector<float> all = factors(w);
@@ -93,10 +93,10 @@ TEST(Awq, GivesTheSameFactorsForAnyThreads) {
   const SmoothQuantOptions smoothquant;
   const Scheme& scheme = Named("int4-g32-asym");
   TransformProblem problem{{&w, &v}, {&scheme, &scheme}, &input, &awq, &smoothquant, 1};
-  const std::vector<float> one = ScaleAwq(problem);
+  const std::vector<float> one = *ScaleAwq(problem);
   for (const int threads : {2, 7}) {
     problem.threads = threads;
-    EXPECT_EQ(ScaleAwq(problem), one);
+    EXPECT_EQ(*ScaleAwq(problem), one);
   }
 }
 
@@ -109,18 +109,19 @@ TEST(Awq, KeepsInputsThatWereAlwaysZeroAtOne) {
   const SmoothQuantOptions smoothquant;
   const Scheme& scheme = Named("int4-g64");
   const std::vector<float> s =
-      ScaleAwq(TransformProblem{{&w}, {&scheme}, &input, &awq, &smoothquant, 1});
+      *ScaleAwq(TransformProblem{{&w}, {&scheme}, &input, &awq, &smoothquant, 1});
   ASSERT_EQ(s.size(), 64u);
   EXPECT_EQ(s[9], 1.0f);
 }
 
 TEST(AwqClip, IsNeverWorseThanTheWholeRangeInAnyGroup) {
+  const GptqOptions gptq;
   constexpr int64_t kCols = 128;
   const Matrix w = RandomMatrix(24, kCols, 48);
   const Matrix h = HessianOf(RandomInputs(300, kCols, 49));
   for (const std::string_view name : {"int4-g32", "int4-g64-asym", "int8"}) {
     const Scheme& scheme = Named(name);
-    const GroupScales clipped = OutputClipScales(w, scheme, h, 1);
+    const GroupScales clipped = *OutputClipScales({&w, &scheme, &h, nullptr, &gptq, 1});
     const Matrix q = NearestValues(w, scheme, clipped, 1);
     const Matrix wide = NearestValues(w, scheme, AbsmaxScales(w, scheme, 1), 1);
     const int64_t width = scheme.GroupWidth(kCols);
@@ -139,7 +140,7 @@ TEST(AwqClip, IsNeverWorseThanTheWholeRangeInAnyGroup) {
     }
     EXPECT_TRUE(better) << name;
     for (const int threads : {2, 7}) {
-      EXPECT_EQ(OutputClipScales(w, scheme, h, threads).scale, clipped.scale);
+      EXPECT_EQ(OutputClipScales({&w, &scheme, &h, nullptr, &gptq, threads})->scale, clipped.scale);
     }
   }
 }

@@ -65,7 +65,7 @@ TEST(SmoothQuant, WorkedByHand) {
   SmoothQuantOptions options;
   options.alpha = 0.5;
   const std::vector<float> s =
-      ScaleSmoothQuant(TransformProblem{{&a, &b}, {&W8A8(), &W8A8()}, &input, &awq, &options, 1});
+      *ScaleSmoothQuant(TransformProblem{{&a, &b}, {&W8A8(), &W8A8()}, &input, &awq, &options, 1});
   EXPECT_EQ(s, (std::vector<float>{10, 1, 4}));
 }
 
@@ -78,7 +78,7 @@ TEST(SmoothQuant, KeepsInputsAndWeightsThatAreZeroAtOne) {
   SmoothQuantOptions options;
   options.alpha = 0.5;
   const std::vector<float> s =
-      ScaleSmoothQuant(TransformProblem{{&a}, {&W8A8()}, &input, &awq, &options, 1});
+      *ScaleSmoothQuant(TransformProblem{{&a}, {&W8A8()}, &input, &awq, &options, 1});
   EXPECT_EQ(s, (std::vector<float>{1, 1, 0.5f}));
 }
 
@@ -89,18 +89,18 @@ TEST(SmoothQuant, TheSearchedAlphaIsAtLeastAsGoodAsEveryFixedOneAndAsNone) {
   const AwqOptions awq;
   SmoothQuantOptions options;
   TransformProblem problem{{&w}, {&W8A8()}, &input, &awq, &options, 1};
-  const std::vector<float> searched = ScaleSmoothQuant(problem);
+  const std::vector<float> searched = *ScaleSmoothQuant(problem);
   ASSERT_EQ(searched.size(), 64u);
   const double best = Int8OutputError(w, x, searched);
   EXPECT_LT(best, 0.7 * Int8OutputError(w, x, std::vector<float>(64, 1.0f)));
   for (const double alpha : {0.25, 0.5, 0.75}) {
     options.alpha = alpha;
-    EXPECT_LE(best, Int8OutputError(w, x, ScaleSmoothQuant(problem)) * (1 + 1e-4)) << alpha;
+    EXPECT_LE(best, Int8OutputError(w, x, *ScaleSmoothQuant(problem)) * (1 + 1e-4)) << alpha;
   }
   options.alpha = -1;
   for (const int threads : {2, 7}) {
     problem.threads = threads;
-    EXPECT_EQ(ScaleSmoothQuant(problem), searched);
+    EXPECT_EQ(*ScaleSmoothQuant(problem), searched);
   }
 }
 

@@ -238,6 +238,35 @@ TEST(CudaWeightRounding, GptqIsTheCpusInEveryBlockAndOrder) {
   }
 }
 
+TEST(CudaWeightRounding, AwqsSearchesAreTheCpus) {
+  const Matrix w = RandomMatrix(40, 128, 19);
+  const Matrix v = RandomMatrix(9, 128, 20);
+  const Matrix x = RandomInputs(200, 128, 21);
+  InputStatistics input;
+  input.hessian = HessianOf(x);
+  for (int64_t j = 0; j < x.cols; ++j) {
+    double sum = 0;
+    for (int64_t t = 0; t < x.rows; ++t) sum += std::fabs(x.at(t, j));
+    input.mean_abs.push_back(static_cast<float>(sum / static_cast<double>(x.rows)));
+  }
+  AwqOptions awq;
+  awq.grid = 4;
+  const SmoothQuantOptions smoothquant;
+  const GptqOptions gptq;
+  const Scheme& scheme = *FindScheme("int4-g64-asym");
+  TransformProblem scaling{{&w, &v}, {&scheme, &scheme}, &input, &awq, &smoothquant, 1};
+  RoundingProblem clipping{&w, &scheme, &input.hessian, nullptr, &gptq, 1};
+  const std::vector<float> factors = *ScaleAwq(scaling);
+  ASSERT_FALSE(factors.empty());
+  const GroupScales scales = *OutputClipScales(clipping);
+  scaling.device = clipping.device = &Rounding();
+  EXPECT_EQ(*ScaleAwq(scaling), factors);
+  const absl::StatusOr<GroupScales> clipped = OutputClipScales(clipping);
+  ASSERT_TRUE(clipped.ok()) << clipped.status();
+  EXPECT_EQ(clipped->scale, scales.scale);
+  EXPECT_EQ(clipped->zero, scales.zero);
+}
+
 TEST(CudaWeightRounding, ARowThatGptqMakesWorseKeepsItsNearestCodes) {
   // The factor of another Hessian compensates in the wrong direction.
   const Matrix w = RandomMatrix(20, 64, 16);
