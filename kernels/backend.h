@@ -26,7 +26,7 @@ namespace nibble {
 class WeightRounding;  // weight_rounding.h
 
 // exact: activations are not quantized (except where the scheme says so), weights are code * scale
-//        in f32, f32 accumulation: the oracle, used for calibration and for comparisons between
+//        in f32, f32 accumulation: the oracle, used to calibrate on the CPU and to compare
 //        engines and devices. The same bits in every CPU tier.
 // fast:  a low-bit product may quantize its activations to int8 per group of the weight, and a
 //        product with bf16 weights may round them to bf16 (to nearest, ties to even, once per row)

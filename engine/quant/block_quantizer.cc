@@ -67,6 +67,10 @@ struct BlockQuantizer::Block {
   }
 };
 
+Mode CalibrationMode(const Backend& backend) {
+  return backend.activation_type() == DType::kF32 ? Mode::kExact : Mode::kFast;
+}
+
 std::string StoredBytes(const StoredVector& vector) {
   Matrix row(1, static_cast<int64_t>(vector.values.size()));
   row.values = vector.values;
@@ -161,8 +165,8 @@ absl::StatusOr<BlockQuantizer::Block> BlockQuantizer::Load(int layer) const {
 absl::StatusOr<std::map<InputGroup, InputStatistics>> BlockQuantizer::Observe(
     const Block& block, const StatisticsCollector::Wanted& wanted, ActivationStore& stream) {
   const OverlaySource source = block.Source(*context_.source);
-  absl::StatusOr<std::unique_ptr<DecoderBlock>> prepared =
-      DecoderBlock::Prepare(*context_.backend, *context_.config, block.layer, source, Mode::kExact);
+  absl::StatusOr<std::unique_ptr<DecoderBlock>> prepared = DecoderBlock::Prepare(
+      *context_.backend, *context_.config, block.layer, source, CalibrationMode(*context_.backend));
   if (!prepared.ok()) return prepared.status();
   StatisticsCollector collector(*context_.backend, wanted, context_.calibration->rows());
   absl::Status status =

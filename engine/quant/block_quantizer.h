@@ -51,6 +51,10 @@ absl::StatusOr<Matrix> LoadRows(const WeightView& weight, const std::string& mod
 absl::StatusOr<Matrix> LoadWeight(const WeightSource& source, const std::string& module,
                                   int threads);
 
+// How linears multiply while the model calibrates: exactly where activations are f32, which gives
+// the same bits in every tier of a CPU; as they serve where the backend rounds activations anyway.
+Mode CalibrationMode(const Backend& backend);
+
 // Rounds one weight by `rounder` (whose needs the problem meets), or converts it if its scheme is
 // not quantized, and measures the error.
 struct RoundedModule {

@@ -304,7 +304,7 @@ absl::StatusOr<double> Attempt::Advance(int32_t layer, const QuantizedBlock& blo
        {std::pair<const WeightSource*, ActivationStore*>(&overlay, quantized_.get()),
         {source_.get(), plain_.get()}}) {
     absl::StatusOr<std::unique_ptr<DecoderBlock>> prepared =
-        DecoderBlock::Prepare(backend_, config_, layer, *source, Mode::kExact);
+        DecoderBlock::Prepare(backend_, config_, layer, *source, CalibrationMode(backend_));
     if (!prepared.ok()) return prepared.status();
     ReleaseBlock(*source_, layer);
     absl::Status status = calibration_->Run(**prepared, *stream, nullptr, /*advance=*/true);

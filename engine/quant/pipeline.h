@@ -104,7 +104,7 @@ struct PipelineResult {
   int32_t resumed_at = 0;       // first block computed in this attempt
 };
 
-// Runs the job on `backend` (exact mode for calibration). `work_dir` exists, belongs to this
+// Runs the job on `backend` (calibration in CalibrationMode). `work_dir` exists, belongs to this
 // attempt and is on the file system where the artifact will be published; checkpoints of earlier
 // attempts are read from `checkpoint_dir`. Deterministic: same spec and inputs, same digest,
 // whatever the threads, interruptions or attempts. Errors: InvalidArgument (spec, model or data),

@@ -98,6 +98,18 @@ TEST_F(CudaQuantize, GptqRepeatsItsBitsAndComesNearTheCpu) {
   }
 }
 
+TEST_F(CudaQuantize, EveryRecipeRunsThere) {
+  for (const std::string_view name : BuiltinRecipeNames()) {
+    PipelineSpec spec = Spec(name);
+    // Where most inputs are int8: linears that read one input in two formats, observed in a third.
+    if (spec.recipe.scheme == "w8a8") spec.recipe.overrides = {{"*.k_proj", "bf16"}};
+    const PipelineResult result = OnGpu(spec);
+    for (const nlohmann::json& module : result.report["modules"]) {
+      EXPECT_LT(module["relative_error"].get<double>(), 0.05) << name << " " << module;
+    }
+  }
+}
+
 TEST(CudaWeightRoundingMemory, TooLittleIsResourceExhausted) {
   testing::EmulatedDevice().memory_bytes = size_t{1} << 20;
   const auto device = Device::Open(0).value();
