@@ -114,7 +114,7 @@ struct QuantizeRowsKernel {
     simt::WaitForPreviousKernel();
     for (int64_t k = simt::Thread(); k < p.dim; k += kThreads) values[k] = p.rows[row * p.dim + k];
     simt::SyncThreads();
-    WriteRowInt8(p.out, row, values);
+    WriteRowCodes(p.out, row, values);
     simt::StartNextKernel();
   }
 };
@@ -199,7 +199,7 @@ void LaunchAttention(Device& device, const AttentionArgs& args, const AttentionS
     shape.threads = FoldKernel::kThreads;
     Launch<FoldKernel>(device.stream(), shape, p);
   }
-  if (WantsInt8(args.out)) {
+  if (WantsCodes(args.out)) {
     LaunchShape shape;
     shape.grid_x = batch.rows;
     shape.threads = QuantizeRowsKernel::kThreads;

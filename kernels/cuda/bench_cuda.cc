@@ -54,7 +54,7 @@ constexpr int64_t kCheckedRows = 8;
 struct Settings {
   int device = 0;
   std::string model = "8b";
-  std::vector<std::string> schemes = {"bf16", "int8", "int4-g128", "int4-g128-asym", "w8a8"};
+  std::vector<std::string> schemes = {"bf16", "int8", "int4-g128", "int4-g128-asym", "w8a8", "fp8"};
   std::vector<int64_t> rows = {1, 4, 16, 64, 256, 2048};
   int rounds = 100;
   bool tiny() const { return model == "tiny"; }
@@ -83,6 +83,9 @@ HostWeight RandomWeight(const Scheme& scheme, int64_t rows, int64_t cols) {
       }
     } else {
       for (uint32_t& word : words) word = static_cast<uint32_t>(random());
+      if (scheme.code == DType::kF8E4M3) {  // no NaN
+        for (uint32_t& word : words) word &= 0xf7f7f7f7u;
+      }
     }
   }
   weight.view = {
@@ -93,9 +96,14 @@ HostWeight RandomWeight(const Scheme& scheme, int64_t rows, int64_t cols) {
 // Activations and room for outputs of the largest case, in every format.
 struct Operands {
   std::vector<DeviceMemory> memory;
-  ActView float_view, bf16_view, int8_view;
+  ActView bf16_view, int8_view, e4m3_view;
+  float* decoded = nullptr;  // (kCheckedRows, in) of the format that is checked
   void* out = nullptr;
   float* exact = nullptr;
+
+  const ActView& view(DType type) const {
+    return type == DType::kI8 ? int8_view : type == DType::kF8E4M3 ? e4m3_view : bf16_view;
+  }
 };
 absl::StatusOr<Operands> MakeOperands(Device& device, int64_t rows, const Shape& shape) {
   Operands operands;
@@ -110,13 +118,18 @@ absl::StatusOr<Operands> MakeOperands(Device& device, int64_t rows, const Shape&
     return operands.memory.back().data();
   };
   const int64_t elements = rows * shape.in;
-  operands.float_view = {{DType::kF32, 0}, shape.in, take(4 * elements), nullptr, nullptr};
   operands.bf16_view = {{DType::kBF16, 0}, shape.in, take(2 * elements), nullptr, nullptr};
   operands.int8_view = {{DType::kI8, kWholeRow},
                         shape.in,
                         take(elements),
                         static_cast<float*>(take(4 * rows)),
                         static_cast<int32_t*>(take(4 * rows))};
+  operands.e4m3_view = {{DType::kF8E4M3, kWholeRow},
+                        shape.in,
+                        take(elements),
+                        static_cast<float*>(take(4 * rows)),
+                        nullptr};
+  operands.decoded = static_cast<float*>(take(4 * kCheckedRows * shape.in));
   operands.out = take(2 * rows * shape.out);
   operands.exact = static_cast<float*>(take(4 * kCheckedRows * shape.out));
   auto* ones = static_cast<float*>(take(4 * shape.in));
@@ -136,9 +149,36 @@ absl::StatusOr<Operands> MakeOperands(Device& device, int64_t rows, const Shape&
   norm.dim = shape.in;
   norm.num_rows = rows;
   norm.out.count = 3;
-  norm.out.views = {operands.float_view, operands.bf16_view, operands.int8_view};
+  norm.out.views = {operands.bf16_view, operands.int8_view, operands.e4m3_view};
   LaunchRmsNorm(device, norm);
   return operands;
+}
+
+// What the first rows of the activations stand for, in `decoded`.
+absl::Status Decode(Device& device, const ActView& view, int64_t rows, float* decoded) {
+  const auto count = static_cast<size_t>(rows * view.cols);
+  std::vector<uint8_t> data(count * BytesOf(view.format.dtype));
+  std::vector<float> scales(static_cast<size_t>(rows), 1.0f), values(count);
+  device.CopyOut(data.data(), view.data, data.size());
+  if (view.scales != nullptr) {
+    device.CopyOut(scales.data(), view.scales, scales.size() * sizeof(float));
+  }
+  if (absl::Status status = device.Sync(); !status.ok()) return status;
+  for (size_t i = 0; i < count; ++i) {
+    const float scale = scales[i / static_cast<size_t>(view.cols)];
+    switch (view.format.dtype) {
+      case DType::kI8:
+        values[i] = scale * static_cast<float>(static_cast<int8_t>(data[i]));
+        break;
+      case DType::kF8E4M3:
+        values[i] = scale * E4M3ToF32(data[i]);
+        break;
+      default:
+        values[i] = BF16ToF32(static_cast<uint16_t>(data[2 * i] | data[2 * i + 1] << 8));
+    }
+  }
+  device.CopyIn(decoded, values.data(), values.size() * sizeof(float));
+  return absl::OkStatus();
 }
 
 class Bench {
@@ -147,12 +187,16 @@ class Bench {
       : device_(device), settings_(settings), workspace_(LinearWorkspace::Make(device).value()) {}
 
   void MeasureCeilings() {
-    if (!settings_.tiny()) ceilings_ = MeasureCudaCeilings(device_);
+    if (!settings_.tiny()) {
+      ceilings_ = MeasureCudaCeilings(device_);
+      e4m3_gflops_ = MeasureE4M3Ceiling(device_);
+    }
     PrintLine({{"case", "ceilings"},
                {"device", device_.info().name},
                {"copy_gb_per_s", ceilings_.read_gb_per_s},
                {"bf16_tflops", 1e-3 * ceilings_.bf16_gflops},
                {"int8_tops", 1e-3 * ceilings_.int8_gops},
+               {"e4m3_tflops", 1e-3 * e4m3_gflops_},
                {"launch_us", LaunchMicroseconds(false)},
                {"dependent_launch_us", LaunchMicroseconds(true)}});
   }
@@ -183,8 +227,7 @@ class Bench {
         LinearArgs args{};
         args.linear = &linear;
         args.in.count = 1;
-        args.in.views[0] =
-            linear.formats[0].dtype == DType::kI8 ? operands->int8_view : operands->bf16_view;
+        args.in.views[0] = operands->view(linear.formats[0].dtype);
         args.rows = rows;
         args.out[0] = Floats{operands->out, DType::kBF16};
         return RunCudaLinear(device_, *workspace_, args);
@@ -210,8 +253,10 @@ class Bench {
       const double each = *seconds / static_cast<double>(linears.size());
       const double weight_bytes = static_cast<double>(bytes) / static_cast<double>(linears.size());
       const double operations = 2.0 * static_cast<double>(rows * shape.out * shape.in);
-      const bool integer = linears[0]->formats[0].dtype == DType::kI8;
-      const double peak = 1e9 * (integer ? ceilings_.int8_gops : ceilings_.bf16_gflops);
+      const DType type = linears[0]->formats[0].dtype;
+      const double peak = 1e9 * (type == DType::kI8       ? ceilings_.int8_gops
+                                 : type == DType::kF8E4M3 ? e4m3_gflops_
+                                                          : ceilings_.bf16_gflops);
       result["microseconds"] = 1e6 * each;
       result["gb_per_s"] = 1e-9 * weight_bytes / each;
       result["tflops"] = 1e-12 * operations / each;
@@ -258,10 +303,14 @@ class Bench {
     std::vector<uint16_t> y(count, 0xffff);
     device_.CopyIn(operands.out, y.data(), 2 * count);
     if (absl::Status status = multiply(linear); !status.ok()) return status;
-    LaunchLinearExact(
-        device_, {reference, nullptr,
-                  linear.formats[0].dtype == DType::kI8 ? operands.float_view : operands.bf16_view,
-                  checked, Floats{operands.exact, DType::kF32}});
+    if (absl::Status status =
+            Decode(device_, operands.view(linear.formats[0].dtype), checked, operands.decoded);
+        !status.ok()) {
+      return status;
+    }
+    const ActView decoded{{DType::kF32, 0}, shape.in, operands.decoded, nullptr, nullptr};
+    LaunchLinearExact(device_,
+                      {reference, nullptr, decoded, checked, Floats{operands.exact, DType::kF32}});
     std::vector<float> exact(count);
     device_.CopyOut(y.data(), operands.out, 2 * count);
     device_.CopyOut(exact.data(), operands.exact, 4 * count);
@@ -279,6 +328,7 @@ class Bench {
   const Settings& settings_;
   std::unique_ptr<LinearWorkspace> workspace_;
   Ceilings ceilings_;
+  double e4m3_gflops_ = 0;
   std::map<std::string, double> bf16_;  // seconds by shape and rows
   int failures_ = 0;
 };

@@ -65,6 +65,8 @@ cudaDataType_t TypeOf(DType type) {
       return CUDA_R_16BF;
     case DType::kI8:
       return CUDA_R_8I;
+    case DType::kF8E4M3:
+      return CUDA_R_8F_E4M3;
     case DType::kI32:
       return CUDA_R_32I;
     default:
@@ -95,6 +97,7 @@ struct Blas::Impl {
     cublasLtMatmulDesc_t desc = nullptr;
     cublasLtMatrixLayout_t a = nullptr, b = nullptr, d = nullptr;
     cublasLtMatmulAlgo_t algorithm{};
+    cublasStatus_t status = CUBLAS_STATUS_SUCCESS;  // otherwise there is no algorithm, and no more
   };
 
   Library library;
@@ -108,6 +111,25 @@ struct Blas::Impl {
     if (plan.b != nullptr) library.LayoutDestroy(plan.b);
     if (plan.a != nullptr) library.LayoutDestroy(plan.a);
     if (plan.desc != nullptr) library.DescDestroy(plan.desc);
+    plan.d = plan.b = plan.a = nullptr;
+    plan.desc = nullptr;
+  }
+
+  // A scale for each row of both operands: where the device and the library (12.9) have that mode.
+  cublasStatus_t SetScales(const Matmul& m, const Plan& plan) const {
+    if (m.in != DType::kF8E4M3) return CUBLAS_STATUS_SUCCESS;
+    const int32_t mode = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
+    const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
+      if (status == CUBLAS_STATUS_SUCCESS) {
+        status = library.DescSet(plan.desc, attribute, &value, sizeof(value));
+      }
+    };
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, mode);
+    set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, mode);
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, m.b_scales);
+    set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, m.a_scales);
+    return status;
   }
 
   ~Impl() {
@@ -130,6 +152,7 @@ struct Blas::Impl {
     };
     if (status != CUBLAS_STATUS_SUCCESS) return status;
     step(library.DescSet(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed)));
+    step(SetScales(m, plan));
     step(library.LayoutCreate(&plan.a, TypeOf(m.in), u(m.k), u(m.n), m.ldb));
     step(library.LayoutCreate(&plan.b, TypeOf(m.in), u(m.k), u(m.m), m.lda));
     step(library.LayoutCreate(&plan.d, TypeOf(m.out), u(m.n), u(m.m), m.ldd));
@@ -172,15 +195,19 @@ absl::Status Blas::Multiply(const Matmul& m) {
   auto found = impl.plans.find(KeyOf(m));
   if (found == impl.plans.end()) {
     Impl::Plan plan;
-    if (const cublasStatus_t status = impl.Fill(m, plan); status != CUBLAS_STATUS_SUCCESS) {
-      impl.Drop(plan);
-      return absl::UnimplementedError("cuBLASLt has no product of " + std::to_string(m.m) + " x " +
-                                      std::to_string(m.k) + " by " + std::to_string(m.n) +
-                                      " for these types (status " + std::to_string(status) + ")");
-    }
+    plan.status = impl.Fill(m, plan);
+    if (plan.status != CUBLAS_STATUS_SUCCESS) impl.Drop(plan);
     found = impl.plans.emplace(KeyOf(m), plan).first;
   }
   const Impl::Plan& plan = found->second;
+  if (plan.status != CUBLAS_STATUS_SUCCESS) {
+    return absl::UnimplementedError(
+        "cuBLASLt has no product of " + std::to_string(m.m) + " x " + std::to_string(m.k) + " by " +
+        std::to_string(m.n) + " for these types (status " + std::to_string(plan.status) + ")");
+  }
+  if (const cublasStatus_t status = impl.SetScales(m, plan); status != CUBLAS_STATUS_SUCCESS) {
+    return absl::InternalError("cuBLASLt takes no scales: status " + std::to_string(status));
+  }
   const float one = 1.0f, keep = m.accumulate ? 1.0f : 0.0f;
   const int32_t int_one = 1, int_none = 0;
   const bool integer = m.in == DType::kI8;

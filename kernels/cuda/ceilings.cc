@@ -16,7 +16,7 @@ constexpr int64_t kSide = 8192;
 constexpr int kRounds = 5;
 constexpr int kLaunches = 10;  // in a round
 
-// Random numbers in [-1, 1), as bf16; as int8 their bytes are random too.
+// Random numbers in [-1, 1), as bf16; as int8 and e4m3 their bytes are random too.
 absl::StatusOr<DeviceMemory> RandomMemory(Device& device, size_t bytes) {
   absl::StatusOr<DeviceMemory> memory = DeviceMemory::Allocate(device, bytes);
   if (!memory.ok()) return memory.status();
@@ -62,6 +62,9 @@ double ProductRate(Device& device, DType in, DType out) {
   matmul.d = d->data();
   matmul.in = in;
   matmul.out = out;
+  absl::StatusOr<DeviceMemory> scales = DeviceMemory::Allocate(device, kSide * sizeof(float));
+  if (!scales.ok()) return 0;
+  if (in == DType::kF8E4M3) matmul.a_scales = matmul.b_scales = scales->as<float>();
   const double seconds = BestSeconds(device, [&] { return device.Multiply(matmul); });
   return seconds > 0 ? 2e-9 * static_cast<double>(kSide * kSide * kSide) / seconds : 0;
 }
@@ -85,6 +88,10 @@ Ceilings MeasureCudaCeilings(Device& device) {
   ceilings.bf16_gflops = ProductRate(device, DType::kBF16, DType::kBF16);
   ceilings.int8_gops = ProductRate(device, DType::kI8, DType::kI32);
   return ceilings;
+}
+
+double MeasureE4M3Ceiling(Device& device) {
+  return ProductRate(device, DType::kF8E4M3, DType::kBF16);
 }
 
 }  // namespace nibble

@@ -28,16 +28,19 @@ struct DeviceInfo {
 };
 
 // d (m, n) = a (m, k) * b (n, k)^T, all row-major with these leading dimensions (elements).
-// Sums are f32 (bf16, e4m3) or int32 (int8).
+// Sums are f32 (bf16, e4m3) or int32 (int8). With e4m3, element (i, j) is multiplied by a_scales[i]
+// * b_scales[j].
 struct Matmul {
   int64_t m = 0, n = 0, k = 0;
   const void* a = nullptr;
   const void* b = nullptr;
   void* d = nullptr;
   int64_t lda = 0, ldb = 0, ldd = 0;
-  DType in = DType::kBF16;   // kBF16 | kI8
-  DType out = DType::kBF16;  // kBF16 | kF32; kI32 for kI8
-  bool accumulate = false;   // d += (kF32 only)
+  DType in = DType::kBF16;          // kBF16 | kI8 | kF8E4M3
+  DType out = DType::kBF16;         // kBF16 | kF32; kI32 for kI8
+  bool accumulate = false;          // d += (kF32 only)
+  const float* a_scales = nullptr;  // (m), with kF8E4M3
+  const float* b_scales = nullptr;  // (n), with kF8E4M3
 };
 
 class Device {

@@ -25,7 +25,7 @@ struct GatedActivationKernel {
 
   static NIBBLE_DEVICE void Run(const Params& p) {
     auto* values = reinterpret_cast<float*>(simt::Shared());  // (dim) where rows are quantized
-    const bool quantized = WantsInt8(p.out);
+    const bool quantized = WantsCodes(p.out);
     const int64_t row = simt::BlockX();
     simt::WaitForPreviousKernel();
     for (int64_t k = simt::Thread(); k < p.dim; k += simt::Threads()) {
@@ -37,7 +37,7 @@ struct GatedActivationKernel {
     }
     if (quantized) {
       simt::SyncThreads();
-      WriteRowInt8(p.out, row, values);
+      WriteRowCodes(p.out, row, values);
     }
     simt::StartNextKernel();
   }
@@ -50,7 +50,7 @@ void LaunchGatedActivation(Device& device, const GatedActivationArgs& args) {
   LaunchShape shape;
   shape.grid_x = static_cast<int>(args.rows);
   shape.threads = args.dim >= 2048 ? 512 : args.dim >= 512 ? 256 : 64;
-  shape.shared_bytes = WantsInt8(args.out) ? static_cast<size_t>(args.dim) * sizeof(float) : 0;
+  shape.shared_bytes = WantsCodes(args.out) ? static_cast<size_t>(args.dim) * sizeof(float) : 0;
   Launch<GatedActivationKernel>(device.stream(), shape, args);
 }
 

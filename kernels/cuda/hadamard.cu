@@ -146,9 +146,9 @@ struct HadamardKernel {
       values[k] = y;
       WriteRowFloat(p.args.out, row, k, y);
     }
-    if (WantsInt8(p.args.out)) {
+    if (WantsCodes(p.args.out)) {
       simt::SyncThreads();
-      WriteRowInt8(p.args.out, row, values);
+      WriteRowCodes(p.args.out, row, values);
     }
     simt::StartNextKernel();
   }

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "kernels/cuda/dequantize.h"
+#include "kernels/cuda/linear_e4m3.h"
 #include "kernels/cuda/linear_exact.h"
 #include "kernels/cuda/linear_int8.h"
 #include "kernels/cuda/pack_weight.h"
@@ -20,6 +21,10 @@ constexpr int64_t kAnyRows = std::numeric_limits<int64_t>::max();
 // the library takes it that every matrix is aligned to 256 bytes.
 constexpr size_t kSliceBytes = size_t{128} << 20;
 constexpr int64_t kSliceStep = kPackedTile;
+// Codes of e4m3 that the library does not multiply are widened for so many tokens and output
+// features at a time.
+constexpr int64_t kWidenedTokens = 2048;
+constexpr int64_t kWidenedFeatures = 8192;
 
 // ---- How it is multiplied
 
@@ -76,15 +81,19 @@ absl::Status RunDense(const LinearCall& call) {
   return absl::OkStatus();
 }
 
+// Output features in a slice of dequantized weights.
+int64_t SliceFeatures(const LinearCall& call, int i) {
+  const auto room = static_cast<int64_t>(call.workspace.dequantized_bytes());
+  return std::max(kSliceStep, room / (2 * call.weight(i).cols) / kSliceStep * kSliceStep);
+}
+
 // By slices of output features, whose weights come from dequantize(i, first, count, to).
 template <typename Dequantize>
 absl::Status MultiplySlices(const LinearCall& call, Dequantize&& dequantize) {
   const Floats to{call.workspace.dequantized(), DType::kBF16};
   for (int i = 0; i < call.part.count; ++i) {
     const DeviceWeight& weight = call.weight(i);
-    const int64_t room =
-        static_cast<int64_t>(call.workspace.dequantized_bytes()) / (2 * weight.cols);
-    const int64_t slice = std::max(kSliceStep, room / kSliceStep * kSliceStep);
+    const int64_t slice = SliceFeatures(call, i);
     for (int64_t first = 0; first < weight.rows; first += slice) {
       const int64_t count = std::min(slice, weight.rows - first);
       dequantize(i, first, count, to);
@@ -151,6 +160,80 @@ absl::Status RunInt8(const LinearCall& call) {
   return absl::OkStatus();
 }
 
+absl::Status RunE4M3(const LinearCall& call) {
+  LinearE4M3Args args;
+  NIBBLE_CHECK(call.part.count <= kMaxGroupWeights);
+  args.count = call.part.count;
+  args.in = call.in;
+  args.rows = call.args.rows;
+  for (int i = 0; i < call.part.count; ++i) {
+    const auto w = static_cast<size_t>(i);
+    args.weights[w] = {static_cast<const uint8_t*>(call.weight(i).codes), call.part.e4m3_scales[w],
+                       call.bias(i), call.weight(i).rows};
+    args.out[w] = call.out(i);
+  }
+  LaunchLinearE4M3(call.device, args);
+  return absl::OkStatus();
+}
+
+// Weight i of codes that are exact in bf16.
+absl::Status MultiplyWidened(const LinearCall& call, int i) {
+  const DeviceWeight& weight = call.weight(i);
+  const auto* codes = static_cast<const uint8_t*>(weight.codes);
+  const float* scales = call.part.e4m3_scales[static_cast<size_t>(i)];
+  const int64_t slice = std::min(SliceFeatures(call, i), kWidenedFeatures);
+  Matmul matmul;
+  matmul.k = matmul.lda = matmul.ldb = weight.cols;
+  matmul.a = call.workspace.tokens();
+  matmul.b = call.workspace.dequantized();
+  matmul.d = call.workspace.sums();
+  matmul.out = DType::kF32;
+  for (int64_t row = 0; row < call.args.rows; row += kWidenedTokens) {
+    matmul.m = std::min(kWidenedTokens, call.args.rows - row);
+    LaunchWidenE4M3(call.device, static_cast<const uint8_t*>(call.in.data) + row * weight.cols,
+                    matmul.m * weight.cols, call.workspace.tokens());
+    Floats out = call.out(i);
+    out.data = static_cast<uint8_t*>(out.data) +
+               row * weight.rows * static_cast<int64_t>(BytesOf(out.dtype));
+    for (int64_t first = 0; first < weight.rows; first += slice) {
+      matmul.n = matmul.ldd = std::min(slice, weight.rows - first);
+      LaunchWidenE4M3(call.device, codes + first * weight.cols, matmul.n * weight.cols,
+                      call.workspace.dequantized());
+      if (absl::Status status = call.device.Multiply(matmul); !status.ok()) return status;
+      LaunchScaleE4M3(call.device, {call.workspace.sums(), call.in.scales + row, scales + first,
+                                    call.bias(i) != nullptr ? call.bias(i) + first : nullptr,
+                                    matmul.m, matmul.n, out, first, weight.rows});
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RunE4M3Library(const LinearCall& call) {
+  for (int i = 0; i < call.part.count; ++i) {
+    const DeviceWeight& weight = call.weight(i);
+    const Floats& out = call.out(i);
+    Matmul matmul;
+    matmul.m = call.args.rows;
+    matmul.n = matmul.ldd = weight.rows;
+    matmul.k = matmul.lda = matmul.ldb = weight.cols;
+    matmul.a = call.in.data;
+    matmul.b = weight.codes;
+    matmul.d = out.data;
+    matmul.in = DType::kF8E4M3;
+    matmul.out = out.dtype;
+    matmul.a_scales = call.in.scales;
+    matmul.b_scales = call.part.e4m3_scales[static_cast<size_t>(i)];
+    absl::Status status = call.device.Multiply(matmul);
+    if (status.ok()) {
+      AddBias(call, i);
+    } else if (absl::IsUnimplemented(status)) {
+      status = MultiplyWidened(call, i);
+    }
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
 // The first row of the part's kind that has room for the tokens multiplies it.
 struct LinearRow {
   LinearKind kind;
@@ -168,6 +251,8 @@ constexpr LinearRow kLinearTable[] = {
     {LinearKind::kPacked8, kMaxLinearTokens, RunW8A16},
     {LinearKind::kPacked8, kAnyRows,         RunUnpacked},
     {LinearKind::kInt8,    kAnyRows,         RunInt8},
+    {LinearKind::kE4M3,    kMaxE4M3Tokens,   RunE4M3},
+    {LinearKind::kE4M3,    kAnyRows,         RunE4M3Library},
 };
 // clang-format on
 
@@ -175,6 +260,7 @@ constexpr LinearRow kLinearTable[] = {
 
 ActFormat InputFormat(const Scheme& scheme, Mode mode) {
   if (scheme.activation == Activation::kInt8PerToken) return {DType::kI8, kWholeRow};
+  if (scheme.activation == Activation::kE4M3PerToken) return {DType::kF8E4M3, kWholeRow};
   return {mode == Mode::kExact ? DType::kF32 : DType::kBF16, 0};
 }
 
@@ -182,13 +268,16 @@ bool IsPacked(LinearKind kind) {
   return kind == LinearKind::kPacked4 || kind == LinearKind::kPacked8;
 }
 // Products of dequantized weights.
-bool WantsSlices(LinearKind kind) { return kind == LinearKind::kStored || IsPacked(kind); }
+bool WantsSlices(LinearKind kind) {
+  return kind == LinearKind::kStored || kind == LinearKind::kE4M3 || IsPacked(kind);
+}
 
 // Whether neighbours are multiplied in one launch.
 bool SharesPart(const Scheme& a, const Scheme& b, Mode mode) {
   const LinearKind kind = LinearKindOf(a, mode);
   if (kind != LinearKindOf(b, mode)) return false;
-  return kind == LinearKind::kInt8 || (IsPacked(kind) && PackedFormatOf(a) == PackedFormatOf(b));
+  return kind == LinearKind::kInt8 || kind == LinearKind::kE4M3 ||
+         (IsPacked(kind) && PackedFormatOf(a) == PackedFormatOf(b));
 }
 
 // The stored form is on the device only while it is repacked.
@@ -256,6 +345,27 @@ absl::Status UploadPart(Device& device, std::span<const WeightView> views, Linea
   return absl::OkStatus();
 }
 
+absl::Status KeepE4M3Part(Device& device, LinearWorkspace& workspace,
+                          std::span<const WeightView> views, LinearPart* part) {
+  if (absl::Status status = UploadPart(device, views, part); !status.ok()) return status;
+  for (size_t i = 0; i < views.size(); ++i) {
+    const auto rows = static_cast<size_t>(views[i].rows);
+    absl::StatusOr<DeviceMemory> scales = DeviceMemory::Allocate(device, rows * sizeof(float));
+    if (!scales.ok()) return scales.status();
+    LaunchE4M3Scales(device, part->weights[i], scales->as<float>());
+    part->e4m3_scales[i] = scales->as<float>();
+    part->memory.push_back(*std::move(scales));
+    const int64_t features = std::min(views[i].rows, kWidenedFeatures);
+    if (absl::Status status = workspace.ReserveWidened(
+            device, static_cast<size_t>(kWidenedTokens * views[i].cols) * sizeof(uint16_t),
+            static_cast<size_t>(kWidenedTokens * features) * sizeof(float));
+        !status.ok()) {
+      return status;
+    }
+  }
+  return absl::OkStatus();
+}
+
 // The weights as the part's kind keeps them.
 absl::Status KeepPart(Device& device, LinearWorkspace& workspace, std::span<const WeightView> views,
                       LinearPart* part) {
@@ -270,7 +380,18 @@ absl::Status KeepPart(Device& device, LinearWorkspace& workspace, std::span<cons
       return workspace.ReserveTiles(device, part->packed.layout.n_tiles);
     case LinearKind::kInt8:
       return PackInt8Part(device, views, part);
+    case LinearKind::kE4M3:
+      return KeepE4M3Part(device, workspace, views, part);
   }
+  return absl::OkStatus();
+}
+
+absl::Status Reserve(Device& device, size_t bytes, DeviceMemory* memory) {
+  if (bytes <= memory->bytes()) return absl::OkStatus();
+  *memory = DeviceMemory();
+  absl::StatusOr<DeviceMemory> allocated = DeviceMemory::Allocate(device, bytes);
+  if (!allocated.ok()) return allocated.status();
+  *memory = *std::move(allocated);
   return absl::OkStatus();
 }
 
@@ -278,6 +399,7 @@ absl::Status KeepPart(Device& device, LinearWorkspace& workspace, std::span<cons
 
 LinearKind LinearKindOf(const Scheme& scheme, Mode mode) {
   if (scheme.activation == Activation::kInt8PerToken) return LinearKind::kInt8;
+  if (scheme.activation == Activation::kE4M3PerToken) return LinearKind::kE4M3;
   if (mode == Mode::kExact) return LinearKind::kExact;
   if (HasPackedFormat(scheme)) {
     return scheme.bits() == 4 ? LinearKind::kPacked4 : LinearKind::kPacked8;
@@ -307,22 +429,15 @@ LinearScratch LinearWorkspace::packed() const {
 }
 
 absl::Status LinearWorkspace::ReserveDequantized(Device& device, size_t bytes) {
-  if (bytes <= dequantized_.bytes()) return absl::OkStatus();
-  dequantized_ = DeviceMemory();
-  absl::StatusOr<DeviceMemory> memory = DeviceMemory::Allocate(device, bytes);
-  if (!memory.ok()) return memory.status();
-  dequantized_ = *std::move(memory);
-  return absl::OkStatus();
+  return Reserve(device, bytes, &dequantized_);
 }
-
 absl::Status LinearWorkspace::ReserveTiles(Device& device, int64_t output_tiles) {
-  const size_t bytes = static_cast<size_t>(output_tiles) * sizeof(int32_t);
-  if (bytes <= arrived_.bytes()) return absl::OkStatus();
-  arrived_ = DeviceMemory();
-  absl::StatusOr<DeviceMemory> memory = DeviceMemory::Allocate(device, bytes);
-  if (!memory.ok()) return memory.status();
-  arrived_ = *std::move(memory);
-  return absl::OkStatus();
+  return Reserve(device, static_cast<size_t>(output_tiles) * sizeof(int32_t), &arrived_);
+}
+absl::Status LinearWorkspace::ReserveWidened(Device& device, size_t tokens_bytes,
+                                             size_t sums_bytes) {
+  if (absl::Status status = Reserve(device, tokens_bytes, &tokens_); !status.ok()) return status;
+  return Reserve(device, sums_bytes, &sums_);
 }
 
 absl::StatusOr<DeviceWeight> UploadWeight(Device& device, const WeightView& view,
@@ -356,10 +471,6 @@ absl::StatusOr<std::unique_ptr<CudaLinear>> PrepareCudaLinear(Device& device,
   auto linear = std::make_unique<CudaLinear>();
   for (size_t i = 0; i < group.weights.size();) {
     const Scheme& scheme = *group.weights[i].scheme;
-    if (scheme.activation == Activation::kE4M3PerToken) {
-      return absl::UnimplementedError(absl::StrCat(
-          "cuda has no product of e4m3 activations: scheme ", std::string(scheme.name)));
-    }
     size_t end = i + 1;
     while (end < group.weights.size() && SharesPart(scheme, *group.weights[end].scheme, mode)) {
       ++end;
@@ -417,6 +528,7 @@ EmbeddingTable TableOf(const LinearPart& part) {
     case LinearKind::kExact:
     case LinearKind::kDense:
     case LinearKind::kStored:
+    case LinearKind::kE4M3:
       break;
   }
   return StoredTable{weight};

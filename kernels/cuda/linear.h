@@ -25,6 +25,7 @@ enum class LinearKind : uint8_t {
   kPacked4,  // PackedLayout (packed_weight.h), int4
   kPacked8,  // and int8
   kInt8,     // Int8Layout (linear_int8.h)
+  kE4M3,     // as stored, with scales in f32 (linear_e4m3.h)
 };
 LinearKind LinearKindOf(const Scheme& scheme, Mode mode);
 
@@ -36,8 +37,9 @@ struct LinearPart {
   int format = 0;                                        // index of the input in LinearArgs::in
   std::array<DeviceWeight, kMaxGroupWeights> weights{};  // pointers only where kept as stored
   std::array<const float*, kMaxGroupWeights> biases{};
-  PackedWeight packed;                                  // kPacked4, kPacked8: all weights
-  std::array<const uint8_t*, kMaxGroupWeights> int8{};  // kInt8: a weight each
+  PackedWeight packed;                                       // kPacked4, kPacked8: all weights
+  std::array<const uint8_t*, kMaxGroupWeights> int8{};       // kInt8: a weight each
+  std::array<const float*, kMaxGroupWeights> e4m3_scales{};  // kE4M3: of a weight each
   std::vector<DeviceMemory> memory;
 };
 
@@ -58,12 +60,16 @@ class LinearWorkspace {
   // A slice of dequantized weights: bf16, this many bytes.
   uint16_t* dequantized() const { return dequantized_.as<uint16_t>(); }
   size_t dequantized_bytes() const { return dequantized_.bytes(); }
-  // Grows to at least this many bytes; never during a step.
+  // For products of widened codes: tokens in bf16, and sums.
+  uint16_t* tokens() const { return tokens_.as<uint16_t>(); }
+  float* sums() const { return sums_.as<float>(); }
+  // Each grows to at least this many bytes; never during a step.
   absl::Status ReserveDequantized(Device& device, size_t bytes);
   absl::Status ReserveTiles(Device& device, int64_t output_tiles);
+  absl::Status ReserveWidened(Device& device, size_t tokens_bytes, size_t sums_bytes);
 
  private:
-  DeviceMemory parts_, arrived_, dequantized_;
+  DeviceMemory parts_, arrived_, dequantized_, tokens_, sums_;
 };
 
 // Backend::Prepare.

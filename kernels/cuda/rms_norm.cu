@@ -45,9 +45,9 @@ struct RmsNormKernel {
       row[k] = y;
       WriteRowFloat(p.out, i, k, y);
     }
-    if (WantsInt8(p.out)) {
+    if (WantsCodes(p.out)) {
       simt::SyncThreads();
-      WriteRowInt8(p.out, i, row);
+      WriteRowCodes(p.out, i, row);
     }
     simt::StartNextKernel();
   }

@@ -17,7 +17,7 @@ NIBBLE_DEVICE void StoreFloat(const Floats& out, int64_t at, float value) {
   }
 }
 
-// One value of a row, by plain formats; kI8 is left to WriteRowInt8.
+// One value of a row, by formats without scales; the others are left to WriteRowCodes.
 NIBBLE_DEVICE void WriteRowFloat(const ActSet& out, int64_t row, int64_t column, float value) {
   for (int f = 0; f < kMaxActFormats; ++f) {
     if (f >= out.count) break;
@@ -31,15 +31,17 @@ NIBBLE_DEVICE void WriteRowFloat(const ActSet& out, int64_t row, int64_t column,
   }
 }
 
-// Row `row` in every kI8 format of `out`, from its values in shared memory; the whole block calls
-// it after a barrier. A warp takes a group: absmax, codes as EncodeInt8, sum of the codes.
-NIBBLE_DEVICE void WriteRowInt8(const ActSet& out, int64_t row, const float* values) {
+// Row `row` in every format of `out` that has scales, from its values in shared memory; the whole
+// block calls it after a barrier. A warp takes a group: absmax, codes by the functions of codec.h,
+// sum of int8 codes.
+NIBBLE_DEVICE void WriteRowCodes(const ActSet& out, int64_t row, const float* values) {
   for (int f = 0; f < kMaxActFormats; ++f) {
     if (f >= out.count) break;
     const ActView& view = out.views[static_cast<size_t>(f)];
-    if (view.format.dtype != DType::kI8) continue;
-    const int64_t width = view.format.group < 0 ? view.cols : view.format.group;
     const int64_t groups = view.format.GroupsPerRow(view.cols);
+    if (groups == 0) continue;
+    const bool e4m3 = view.format.dtype == DType::kF8E4M3;
+    const int64_t width = view.format.group < 0 ? view.cols : view.format.group;
     const int warps = simt::Threads() / simt::kWarp;
     for (int64_t g = simt::WarpIndex(); g < groups; g += warps) {
       const int64_t begin = g * width;
@@ -52,28 +54,34 @@ NIBBLE_DEVICE void WriteRowInt8(const ActSet& out, int64_t row, const float* val
       }
       absmax = simt::WarpMax(absmax);
       poison = simt::WarpSum(poison);
-      const float inverse = Int8InverseScale(absmax);
+      const float inverse = e4m3 ? E4M3InverseScale(absmax) : Int8InverseScale(absmax);
       int32_t sum = 0;
-      auto* codes = static_cast<int8_t*>(view.data) + row * view.cols;
+      auto* codes = static_cast<uint8_t*>(view.data) + row * view.cols;
       for (int64_t i = begin + simt::Lane(); i < end; i += simt::kWarp) {
+        if (e4m3) {
+          codes[i] = F32ToE4M3(values[i] * inverse);
+          continue;
+        }
         const int8_t code = EncodeInt8(values[i], inverse);
-        codes[i] = code;
+        codes[i] = static_cast<uint8_t>(code);
         sum += code;
       }
       sum = simt::WarpSum(sum);
       if (simt::Lane() == 0) {
-        // A value that is not finite has no code: it must reach the logits through the scale.
-        view.scales[row * groups + g] = Int8Scale(absmax) + poison;
-        view.sums[row * groups + g] = sum;
+        // A value that is not finite must reach the logits: through the scale.
+        view.scales[row * groups + g] = (e4m3 ? E4M3Scale(absmax) : Int8Scale(absmax)) + poison;
+        if (!e4m3) view.sums[row * groups + g] = sum;
       }
     }
   }
 }
 
-// Whether a row must also lie in shared memory for WriteRowInt8.
-NIBBLE_HD inline bool WantsInt8(const ActSet& out) {
+// Whether a row must also lie in shared memory for WriteRowCodes.
+NIBBLE_HD inline bool WantsCodes(const ActSet& out) {
   for (int f = 0; f < kMaxActFormats; ++f) {
-    if (f < out.count && out.views[static_cast<size_t>(f)].format.dtype == DType::kI8) return true;
+    if (f >= out.count) break;
+    const ActView& view = out.views[static_cast<size_t>(f)];
+    if (view.format.GroupsPerRow(view.cols) > 0) return true;
   }
   return false;
 }

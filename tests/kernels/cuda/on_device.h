@@ -116,10 +116,8 @@ class ActsOnDevice {
       view.data = data_.back().data();
       scales_.push_back(OnDevice<float>::Poisoned(groups));
       sums_.push_back(OnDevice<int32_t>::Poisoned(groups));
-      if (format.dtype == DType::kI8) {
-        view.scales = scales_.back().data();
-        view.sums = sums_.back().data();
-      }
+      if (groups > 0) view.scales = scales_.back().data();
+      if (format.dtype == DType::kI8) view.sums = sums_.back().data();
       set_.views[static_cast<size_t>(set_.count++)] = view;
     }
   }

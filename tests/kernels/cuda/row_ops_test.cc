@@ -21,6 +21,8 @@ namespace {
 
 constexpr int64_t kRows = 3;
 constexpr ActFormat kFormats[] = {{DType::kF32, 0}, {DType::kBF16, 0}, {DType::kI8, kWholeRow}};
+constexpr ActFormat kE4M3[] = {
+    {DType::kF32, 0}, {DType::kF8E4M3, kWholeRow}, {DType::kI8, kWholeRow}};
 constexpr ActFormat kGrouped[] = {{DType::kF32, 0}, {DType::kI8, 32}, {DType::kI8, 128}};
 constexpr int64_t kWideRow = 4096;
 
@@ -34,6 +36,7 @@ void ExpectViewsOfTheSameFloats(const ActsOnDevice& out, std::span<const ActForm
       EXPECT_EQ(As<uint16_t>(out.Data(f)), ToBF16(floats));
       continue;
     }
+    const bool e4m3 = format.dtype == DType::kF8E4M3;
     const auto codes = As<int8_t>(out.Data(f));
     const auto scales = out.Scales(f);
     const auto sums = out.Sums(f);
@@ -49,12 +52,15 @@ void ExpectViewsOfTheSameFloats(const ActsOnDevice& out, std::span<const ActForm
         }
         int32_t sum = 0;
         for (int64_t i = begin; i < end; ++i) {
-          const int8_t code = EncodeInt8(floats[static_cast<size_t>(i)], Int8InverseScale(absmax));
+          const float x = floats[static_cast<size_t>(i)];
+          const int8_t code = e4m3 ? static_cast<int8_t>(F32ToE4M3(x * E4M3InverseScale(absmax)))
+                                   : EncodeInt8(x, Int8InverseScale(absmax));
           ASSERT_EQ(codes[static_cast<size_t>(i)], code) << "row " << row << ", element " << i;
           sum += code;
         }
-        EXPECT_EQ(scales[static_cast<size_t>(row * groups + g)], Int8Scale(absmax));
-        EXPECT_EQ(sums[static_cast<size_t>(row * groups + g)], sum);
+        EXPECT_EQ(scales[static_cast<size_t>(row * groups + g)],
+                  e4m3 ? E4M3Scale(absmax) : Int8Scale(absmax));
+        EXPECT_EQ(sums[static_cast<size_t>(row * groups + g)], e4m3 ? -1 : sum);  // as poisoned
       }
     }
   }
@@ -69,7 +75,8 @@ std::vector<int64_t> Lengths() {
 TEST(CudaRmsNorm, AddsTheDeltaAndNormsTheRowsThatAreNamed) {
   for (const int64_t dim : Lengths()) {
     for (const std::span<const ActFormat> formats :
-         {std::span<const ActFormat>(kFormats), std::span<const ActFormat>(kGrouped)}) {
+         {std::span<const ActFormat>(kFormats), std::span<const ActFormat>(kGrouped),
+          std::span<const ActFormat>(kE4M3)}) {
       SCOPED_TRACE(dim);
       const auto x = RandomFloats(kRows * dim, 1);
       const auto delta = ToBF16(RandomFloats(kRows * dim, 2));
@@ -119,7 +126,7 @@ TEST(CudaRmsNorm, AValueThatIsNotFiniteReachesEveryFormatOfItsRowAndNoOther) {
   auto x = RandomFloats(2 * kDim, 1);
   x[7] = std::numeric_limits<float>::infinity();
   const OnDevice<float> device_x(x), weight(std::vector<float>(kDim, 1.0f));
-  const ActsOnDevice out(kFormats, 2, kDim);
+  const ActsOnDevice out(kFormats, 2, kDim), e4m3(kE4M3, 2, kDim);
   RmsNormArgs args{};
   args.x = device_x.data();
   args.weight = weight.data();
@@ -131,6 +138,10 @@ TEST(CudaRmsNorm, AValueThatIsNotFiniteReachesEveryFormatOfItsRowAndNoOther) {
   EXPECT_TRUE(std::isnan(As<float>(out.Data(0))[7]));
   EXPECT_TRUE(std::isnan(out.Scales(2)[0]));
   EXPECT_TRUE(std::isfinite(out.Scales(2)[1]));
+  args.out = e4m3.set();
+  LaunchRmsNorm(TestDevice(), args);
+  EXPECT_TRUE(std::isnan(e4m3.Scales(1)[0]));
+  EXPECT_TRUE(std::isfinite(e4m3.Scales(1)[1]));
 }
 
 TEST(CudaGatedActivation, IsTheActivationTimesUpInEveryFormat) {
@@ -161,6 +172,10 @@ TEST(CudaGatedActivation, IsTheActivationTimesUpInEveryFormat) {
         ASSERT_TRUE(Near(y[i], expected, 16 * kEpsilonF32 * (std::abs(x) + 1)));
       }
       ExpectViewsOfTheSameFloats(out, kFormats, kRows, dim);
+      const ActsOnDevice e4m3(kE4M3, kRows, dim);
+      args.out = e4m3.set();
+      LaunchGatedActivation(TestDevice(), args);
+      ExpectViewsOfTheSameFloats(e4m3, kE4M3, kRows, dim);
     }
   }
 }

@@ -7,11 +7,17 @@
 #include <string>
 
 #include "kernels/cuda/device.h"
+#include "tests/support/cuda/emulated_device.h"
 #include "tests/support/cuda/simt_emulator.h"
 
-// The tests set the emulator's schedule; a GPU has its own.
+// The tests set the emulator's schedule and abilities; a GPU has its own.
 nibble::testing::EmulatorOptions& nibble::testing::Emulator() {
   static EmulatorOptions options;
+  return options;
+}
+
+nibble::testing::EmulatedDeviceOptions& nibble::testing::EmulatedDevice() {
+  static EmulatedDeviceOptions options;
   return options;
 }
 

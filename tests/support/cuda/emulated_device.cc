@@ -16,8 +16,14 @@ namespace {
 constexpr std::align_val_t kAlignment{256};
 
 float LoadElement(const void* data, DType type, int64_t i) {
-  return type == DType::kBF16 ? BF16ToF32(static_cast<const uint16_t*>(data)[i])
-                              : static_cast<float>(static_cast<const int8_t*>(data)[i]);
+  switch (type) {
+    case DType::kBF16:
+      return BF16ToF32(static_cast<const uint16_t*>(data)[i]);
+    case DType::kF8E4M3:
+      return E4M3ToF32(static_cast<const uint8_t*>(data)[i]);
+    default:
+      return static_cast<float>(static_cast<const int8_t*>(data)[i]);
+  }
 }
 
 }  // namespace
@@ -84,12 +90,19 @@ void Device::Zero(void* device, size_t bytes) {
 }
 
 absl::Status Device::Multiply(const Matmul& matmul) {
+  const bool scaled = matmul.in == DType::kF8E4M3;
+  if (scaled && !testing::EmulatedDevice().e4m3_products) {
+    return absl::UnimplementedError("the emulator was told to multiply no e4m3");
+  }
   for (int64_t m = 0; m < matmul.m; ++m) {
     for (int64_t n = 0; n < matmul.n; ++n) {
       double sum = 0;
       for (int64_t k = 0; k < matmul.k; ++k) {
         sum += static_cast<double>(LoadElement(matmul.a, matmul.in, m * matmul.lda + k)) *
                static_cast<double>(LoadElement(matmul.b, matmul.in, n * matmul.ldb + k));
+      }
+      if (scaled) {
+        sum *= static_cast<double>(matmul.a_scales[m]) * static_cast<double>(matmul.b_scales[n]);
       }
       const int64_t at = m * matmul.ldd + n;
       if (matmul.out == DType::kF32) {

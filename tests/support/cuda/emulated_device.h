@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The size of the emulated GPU; applies to devices that are opened afterwards.
+// What the emulated GPU is like. Sizes apply to devices that are opened afterwards.
 #pragma once
 
 #include <cstddef>
@@ -9,6 +9,7 @@ namespace nibble::testing {
 struct EmulatedDeviceOptions {
   int multiprocessors = 4;
   size_t memory_bytes = size_t{1} << 30;
+  bool e4m3_products = false;  // whether the library multiplies e4m3, as on 9.0
 };
 EmulatedDeviceOptions& EmulatedDevice();
 
