@@ -114,7 +114,7 @@ GroupInput MakeInput(const Workspace::Impl& work, const PreparedLinear& linear, 
   size_t plain = 0;
   while (plain < count && formats[plain].dtype != DType::kF32) ++plain;
   if (observe && plain == count) {
-    // As a model calibrates there are at most two: floats, and int8 per token.
+    // Whoever observes prepared the block so that there is room.
     NIBBLE_CHECK(count < formats.size());
     formats[count++] = ActFormat{DType::kF32, 0};
   }

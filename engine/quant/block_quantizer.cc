@@ -5,6 +5,7 @@
 #include <cmath>
 #include <memory>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "engine/base/cat.h"
@@ -164,9 +165,19 @@ absl::StatusOr<BlockQuantizer::Block> BlockQuantizer::Load(int layer) const {
 
 absl::StatusOr<std::map<InputGroup, InputStatistics>> BlockQuantizer::Observe(
     const Block& block, const StatisticsCollector::Wanted& wanted, ActivationStore& stream) {
+  // The observer's f32 needs room in kMaxActFormats: where linears that read one input want it as
+  // floats, int8 and e4m3, the floats have to be f32.
+  Mode mode = CalibrationMode(*context_.backend);
+  for (const InputGroup group : kInputGroups) {
+    std::set<Activation> inputs;
+    for (const std::string& name : GroupModules(group)) {
+      inputs.insert(block.schemes.at(name)->activation);
+    }
+    if (inputs.size() == kMaxActFormats) mode = Mode::kExact;
+  }
   const OverlaySource source = block.Source(*context_.source);
-  absl::StatusOr<std::unique_ptr<DecoderBlock>> prepared = DecoderBlock::Prepare(
-      *context_.backend, *context_.config, block.layer, source, CalibrationMode(*context_.backend));
+  absl::StatusOr<std::unique_ptr<DecoderBlock>> prepared =
+      DecoderBlock::Prepare(*context_.backend, *context_.config, block.layer, source, mode);
   if (!prepared.ok()) return prepared.status();
   StatisticsCollector collector(*context_.backend, wanted, context_.calibration->rows());
   absl::Status status =

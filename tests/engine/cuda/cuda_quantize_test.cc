@@ -110,6 +110,12 @@ TEST_F(CudaQuantize, EveryRecipeRunsThere) {
   }
 }
 
+TEST_F(CudaQuantize, ObservesAnInputThatIsReadInEveryFormat) {
+  PipelineSpec spec = Spec("gptq");
+  spec.recipe.overrides = {{"*.q_proj", "w8a8"}, {"*.k_proj", "fp8"}};
+  EXPECT_GT(ExactKl(OnGpu(spec)), 0.0);
+}
+
 TEST(CudaWeightRoundingMemory, TooLittleIsResourceExhausted) {
   testing::EmulatedDevice().memory_bytes = size_t{1} << 20;
   const auto device = Device::Open(0).value();
