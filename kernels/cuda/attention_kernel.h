@@ -71,7 +71,7 @@ NIBBLE_DEVICE AttentionPiece FindPiece(const AttentionParams& p, int32_t piece, 
     }
     const uint32_t reached = simt::Ballot(piece < before + through);
     if (reached != 0) {
-      const int lane = std::countr_zero(reached);
+      const int lane = simt::LowestBit(reached);
       before += simt::Shuffle(through - pieces, lane);
       return {base + lane, piece - before, before};
     }

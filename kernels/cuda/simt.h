@@ -69,6 +69,8 @@ NIBBLE_SIMT(void SyncWarp());
 NIBBLE_SIMT(uint32_t ShuffleXorBits(uint32_t value, int mask));
 NIBBLE_SIMT(uint32_t ShuffleBits(uint32_t value, int from_lane));
 NIBBLE_SIMT(uint32_t Ballot(bool predicate));
+// The index of the lowest bit that is set; there is one. (nvcc 13.0 makes std::countr_zero 32.)
+NIBBLE_SIMT(int LowestBit(uint32_t bits));
 
 NIBBLE_DEVICE float ShuffleXor(float value, int mask) {
   return std::bit_cast<float>(ShuffleXorBits(std::bit_cast<uint32_t>(value), mask));
@@ -105,7 +107,7 @@ NIBBLE_SIMT(void Pause());
 // Without `valid`, zero bytes are written and `global` is not read.
 NIBBLE_SIMT(void CopyAsync16(void* shared, const void* global, bool valid));
 NIBBLE_SIMT(void CopyAsync4(void* shared, const void* global, bool valid));
-// For memory that is read once: the second-level cache may drop it first.
+// For memory that is read once and in order: the second-level cache fetches the next lines too.
 NIBBLE_SIMT(void CopyAsync16Stream(void* shared, const void* global, bool valid));
 NIBBLE_SIMT(void CommitCopies());
 // Waits until at most kPending of this thread's committed groups are under way. Other threads see

@@ -27,6 +27,9 @@ __device__ __forceinline__ uint32_t ShuffleBits(uint32_t value, int from_lane) {
 __device__ __forceinline__ uint32_t Ballot(bool predicate) {
   return __ballot_sync(0xffffffffu, predicate);
 }
+__device__ __forceinline__ int LowestBit(uint32_t bits) {
+  return __ffs(static_cast<int>(bits)) - 1;
+}
 
 __device__ __forceinline__ int32_t LoadAcquire(const int32_t* address) {
   int32_t value;
@@ -59,12 +62,12 @@ __device__ __forceinline__ void CopyAsync4(void* shared, const void* global, boo
                : "memory");
 }
 __device__ __forceinline__ void CopyAsync16Stream(void* shared, const void* global, bool valid) {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(
-                   SharedAddress(shared)),
-               "l"(global), "r"(valid ? 16 : 0), "l"(policy)
-               : "memory");
+  // No eviction policy: with one, a warp of which no lane was valid ended with an illegal
+  // instruction (H100, nvcc 13.0, driver 580.159.04).
+  asm volatile(
+      "cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(SharedAddress(shared)),
+      "l"(global), "r"(valid ? 16 : 0)
+      : "memory");
 }
 __device__ __forceinline__ void CommitCopies() {
   asm volatile("cp.async.commit_group;" ::: "memory");

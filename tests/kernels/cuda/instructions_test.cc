@@ -60,6 +60,8 @@ TEST(CudaInstruction, ShufflesAndBallots) {
             Lanes([&](int lane) { return at(from(lane)); }));
   EXPECT_EQ(Execute(Instruction::kBallot, {Lanes([](int lane) { return lane % 3 == 0; })})[0],
             Lanes([](int) { return 0x49249249u; }));
+  EXPECT_EQ(Execute(Instruction::kLowestBit, {Lanes([](int lane) { return ~0u << lane; })})[0],
+            Lanes([](int lane) { return static_cast<uint32_t>(lane); }));
 }
 
 // Element e of row r of matrix m is 64 m + 8 r + e.

@@ -51,6 +51,9 @@ struct InstructionKernel {
       case Instruction::kBallot:
         out[0] = simt::Ballot(in[0] != 0);
         break;
+      case Instruction::kLowestBit:
+        out[0] = static_cast<uint32_t>(simt::LowestBit(in[0]));
+        break;
       case Instruction::kLoadMatrix4:
       case Instruction::kLoadMatrix4Transposed:
         for (int i = 0; i < 4; ++i) row[i] = in[i];

@@ -13,6 +13,7 @@ enum class Instruction {
   kShuffleXor,   // in: value, mask
   kShuffle,      // in: value, lane
   kBallot,       // in: predicate
+  kLowestBit,    // in: bits
   kLoadMatrix4,  // in: eight 16-bit elements of the lane's row; out: r
   kLoadMatrix4Transposed,
   kMmaBF16,  // in: a (4), b (2), d (4); out: d

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <exception>
@@ -396,6 +397,8 @@ uint32_t Ballot(bool predicate) {
     for (size_t i = 0; i < kLanes; ++i) warp.out[i][0] = mask;
   })[0];
 }
+
+int LowestBit(uint32_t bits) { return std::countr_zero(bits); }
 
 int32_t LoadAcquire(const int32_t* address) { return *address; }
 void StoreRelease(int32_t* address, int32_t value) { *address = value; }
