@@ -301,33 +301,31 @@ int Fail(const std::string& what) {
 
 int Main(int argc, char** argv) {
   Settings settings;
-  for (int i = 1; i < argc; i += 2) {
-    const std::string flag = argv[i], value = i + 1 < argc ? argv[i + 1] : "";
-    bool good = i + 1 < argc;
-    if (flag == "--device") {
-      good = good && absl::SimpleAtoi(value, &settings.device);
-    } else if (flag == "--model") {
-      settings.model = std::find_if(std::begin(kModels), std::end(kModels),
-                                    [&](const Model& m) { return m.name == value; });
-      good = good && settings.model != std::end(kModels);
-    } else if (flag == "--kv") {
-      settings.kv.clear();
-      for (const auto& part : absl::StrSplit(value, ',')) {
-        settings.kv.push_back(FindKvFormat(std::string(part)));
-        good = good && settings.kv.back() != nullptr;
-      }
-    } else if (flag == "--rounds") {
-      good = good && absl::SimpleAtoi(value, &settings.rounds) && settings.rounds >= 1;
-    } else if (flag == "--cases") {
-      settings.cases.clear();
-      for (const auto& part : absl::StrSplit(value, ',')) {
-        good = good && ParseCase(std::string(part), &settings.cases.emplace_back());
-      }
-    } else {
-      good = false;
-    }
-    if (!good) return Fail(absl::StrCat("cannot use ", flag, " ", value));
-  }
+  const std::string unused = ReadFlags(
+      argc, argv,
+      {{"--device", TakeInt(&settings.device, 0)},
+       {"--model",
+        [&](const std::string& value) {
+          settings.model = std::find_if(std::begin(kModels), std::end(kModels),
+                                        [&](const Model& m) { return m.name == value; });
+          return settings.model != std::end(kModels);
+        }},
+       {"--kv",
+        [&](const std::string& value) {
+          settings.kv.clear();
+          for (const auto& part : absl::StrSplit(value, ','))
+            settings.kv.push_back(FindKvFormat(std::string(part)));
+          return std::find(settings.kv.begin(), settings.kv.end(), nullptr) == settings.kv.end();
+        }},
+       {"--rounds", TakeInt(&settings.rounds, 1)},
+       {"--cases", [&](const std::string& value) {
+          settings.cases.clear();
+          bool good = true;
+          for (const auto& part : absl::StrSplit(value, ','))
+            good = ParseCase(std::string(part), &settings.cases.emplace_back()) && good;
+          return good;
+        }}});
+  if (!unused.empty()) return Fail(absl::StrCat("cannot use ", unused));
   auto device = Device::Open(settings.device);
   if (!device.ok()) return Fail(std::string(device.status().message()));
   Bench bench(**device, settings);

@@ -340,29 +340,21 @@ int Fail(const std::string& what) {
 
 int Main(int argc, char** argv) {
   Settings settings;
-  for (int i = 1; i < argc; i += 2) {
-    const std::string flag = argv[i], value = i + 1 < argc ? argv[i + 1] : "";
-    bool good = i + 1 < argc;
-    if (flag == "--device") {
-      good = good && absl::SimpleAtoi(value, &settings.device);
-    } else if (flag == "--model") {
-      settings.model = value;
-    } else if (flag == "--scheme") {
-      settings.schemes = absl::StrSplit(value, ',');
-    } else if (flag == "--rounds") {
-      good = good && absl::SimpleAtoi(value, &settings.rounds) && settings.rounds >= 1;
-    } else if (flag == "--rows") {
-      settings.rows.clear();
-      for (const auto& part : absl::StrSplit(value, ',')) {
-        int64_t rows = 0;
-        good = good && absl::SimpleAtoi(part, &rows) && rows >= 1 && rows <= 65536;
-        settings.rows.push_back(rows);
-      }
-    } else {
-      good = false;
-    }
-    if (!good) return Fail(absl::StrCat("cannot use ", flag, " ", value));
-  }
+  const std::string unused = ReadFlags(argc, argv,
+                                       {{"--device", TakeInt(&settings.device, 0)},
+                                        {"--model",
+                                         [&](const std::string& value) {
+                                           settings.model = value;
+                                           return true;
+                                         }},
+                                        {"--scheme",
+                                         [&](const std::string& value) {
+                                           settings.schemes = absl::StrSplit(value, ',');
+                                           return true;
+                                         }},
+                                        {"--rounds", TakeInt(&settings.rounds, 1)},
+                                        {"--rows", TakeRows(&settings.rows)}});
+  if (!unused.empty()) return Fail(absl::StrCat("cannot use ", unused));
   const Model* model = std::find_if(std::begin(kModels), std::end(kModels),
                                     [&](const Model& m) { return m.name == settings.model; });
   if (model == std::end(kModels)) return Fail("--model must be 8b, 70b or tiny");

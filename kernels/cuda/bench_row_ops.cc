@@ -394,29 +394,18 @@ int Fail(const std::string& what) {
 
 int Main(int argc, char** argv) {
   Settings settings;
-  for (int i = 1; i < argc; i += 2) {
-    const std::string flag = argv[i], value = i + 1 < argc ? argv[i + 1] : "";
-    bool good = i + 1 < argc;
-    if (flag == "--device") {
-      good = good && absl::SimpleAtoi(value, &settings.device);
-    } else if (flag == "--model") {
-      settings.model = std::find_if(std::begin(kModels), std::end(kModels),
-                                    [&](const Model& m) { return m.name == value; });
-      good = good && settings.model != std::end(kModels);
-    } else if (flag == "--rounds") {
-      good = good && absl::SimpleAtoi(value, &settings.rounds) && settings.rounds >= 1;
-    } else if (flag == "--rows") {
-      settings.rows.clear();
-      for (const auto& part : absl::StrSplit(value, ',')) {
-        int64_t rows = 0;
-        good = good && absl::SimpleAtoi(part, &rows) && rows >= 1 && rows <= 65536;
-        settings.rows.push_back(rows);
-      }
-    } else {
-      good = false;
-    }
-    if (!good) return Fail(absl::StrCat("cannot use ", flag, " ", value));
-  }
+  const std::string unused =
+      ReadFlags(argc, argv,
+                {{"--device", TakeInt(&settings.device, 0)},
+                 {"--model",
+                  [&](const std::string& value) {
+                    settings.model = std::find_if(std::begin(kModels), std::end(kModels),
+                                                  [&](const Model& m) { return m.name == value; });
+                    return settings.model != std::end(kModels);
+                  }},
+                 {"--rounds", TakeInt(&settings.rounds, 1)},
+                 {"--rows", TakeRows(&settings.rows)}});
+  if (!unused.empty()) return Fail(absl::StrCat("cannot use ", unused));
   auto device = Device::Open(settings.device);
   if (!device.ok()) return Fail(std::string(device.status().message()));
   Ceilings ceilings;
