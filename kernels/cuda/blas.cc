@@ -6,7 +6,13 @@
 #include <dlfcn.h>
 
 #include <array>
+#include <cmath>
+#include <cstring>
 #include <map>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/product_choices.h"
 
 namespace nibble {
 namespace {
@@ -24,6 +30,8 @@ struct Library {
   decltype(&cublasLtMatmulPreferenceDestroy) PreferenceDestroy = nullptr;
   decltype(&cublasLtMatmulPreferenceSetAttribute) PreferenceSet = nullptr;
   decltype(&cublasLtMatmulAlgoGetHeuristic) Heuristic = nullptr;
+  decltype(&cublasLtMatmulAlgoCheck) Check = nullptr;
+  decltype(&cublasLtGetVersion) Version = nullptr;
   decltype(&cublasLtMatmul) Matmul = nullptr;
 
   static absl::StatusOr<Library> Open() {
@@ -51,6 +59,8 @@ struct Library {
     find(library.PreferenceDestroy, "cublasLtMatmulPreferenceDestroy");
     find(library.PreferenceSet, "cublasLtMatmulPreferenceSetAttribute");
     find(library.Heuristic, "cublasLtMatmulAlgoGetHeuristic");
+    find(library.Check, "cublasLtMatmulAlgoCheck");
+    find(library.Version, "cublasLtGetVersion");
     find(library.Matmul, "cublasLtMatmul");
     if (!missing.empty()) return absl::NotFoundError("cuBLASLt has no function " + missing);
     return library;
@@ -58,6 +68,8 @@ struct Library {
 };
 
 constexpr size_t kWorkspaceBytes = size_t{64} << 20;
+constexpr int kCandidates = 6;  // of the library, that are timed
+constexpr int kTimedRounds = 5;
 
 cudaDataType_t TypeOf(DType type) {
   switch (type) {
@@ -74,7 +86,7 @@ cudaDataType_t TypeOf(DType type) {
   }
 }
 
-// What the choice of an algorithm depends on.
+// What a plan depends on.
 using Key = std::array<int64_t, 9>;
 Key KeyOf(const Matmul& m) {
   return {m.m,
@@ -87,6 +99,13 @@ Key KeyOf(const Matmul& m) {
           static_cast<int64_t>(m.out),
           m.accumulate};
 }
+// What the choice of an algorithm depends on.
+ProductKey BucketOf(const Matmul& m) {
+  return {TokenBucket(m.m),           m.n, m.k, m.lda, m.ldb, m.ldd, static_cast<int64_t>(m.in),
+          static_cast<int64_t>(m.out)};
+}
+
+static_assert(sizeof(ProductAlgorithm) == sizeof(cublasLtMatmulAlgo_t));
 
 }  // namespace
 
@@ -102,6 +121,8 @@ struct Blas::Impl {
 
   Library library;
   cudaStream_t stream = nullptr;
+  Timer timer;
+  ProductChoices choices{"", ""};
   cublasLtHandle_t handle = nullptr;
   void* workspace = nullptr;
   std::map<Key, Plan> plans;
@@ -138,8 +159,8 @@ struct Blas::Impl {
     if (handle != nullptr) library.Destroy(handle);
   }
 
-  // CUBLAS_STATUS_NOT_SUPPORTED if there is no algorithm.
-  cublasStatus_t Fill(const Matmul& m, Plan& plan) const {
+  // Descriptors for a product of this shape.
+  cublasStatus_t Describe(const Matmul& m, Plan& plan) const {
     const bool integer = m.in == DType::kI8;
     const cublasOperation_t transposed = CUBLAS_OP_T;
     const auto u = [](int64_t value) { return static_cast<uint64_t>(value); };
@@ -148,7 +169,6 @@ struct Blas::Impl {
                            integer ? CUDA_R_32I : CUDA_R_32F);
     const auto step = [&status](cublasStatus_t next) {
       if (status == CUBLAS_STATUS_SUCCESS) status = next;
-      return status == CUBLAS_STATUS_SUCCESS;
     };
     if (status != CUBLAS_STATUS_SUCCESS) return status;
     step(library.DescSet(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed)));
@@ -156,17 +176,103 @@ struct Blas::Impl {
     step(library.LayoutCreate(&plan.a, TypeOf(m.in), u(m.k), u(m.n), m.ldb));
     step(library.LayoutCreate(&plan.b, TypeOf(m.in), u(m.k), u(m.m), m.lda));
     step(library.LayoutCreate(&plan.d, TypeOf(m.out), u(m.n), u(m.m), m.ldd));
+    return status;
+  }
+
+  // The library's first `most` choices for a shape.
+  cublasStatus_t Ask(const Plan& plan, int most,
+                     std::vector<cublasLtMatmulAlgo_t>* algorithms) const {
     cublasLtMatmulPreference_t preference = nullptr;
-    if (!step(library.PreferenceCreate(&preference))) return status;
-    step(library.PreferenceSet(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                               &kWorkspaceBytes, sizeof(kWorkspaceBytes)));
-    cublasLtMatmulHeuristicResult_t result{};
+    cublasStatus_t status = library.PreferenceCreate(&preference);
+    if (status != CUBLAS_STATUS_SUCCESS) return status;
+    std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<size_t>(most));
     int found = 0;
-    step(library.Heuristic(handle, plan.desc, plan.a, plan.b, plan.d, plan.d, preference, 1,
-                           &result, &found));
+    status = library.PreferenceSet(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                   &kWorkspaceBytes, sizeof(kWorkspaceBytes));
+    if (status == CUBLAS_STATUS_SUCCESS) {
+      status = library.Heuristic(handle, plan.desc, plan.a, plan.b, plan.d, plan.d, preference,
+                                 most, results.data(), &found);
+    }
     library.PreferenceDestroy(preference);
     if (status == CUBLAS_STATUS_SUCCESS && found == 0) status = CUBLAS_STATUS_NOT_SUPPORTED;
-    plan.algorithm = result.algo;
+    for (int i = 0; i < found; ++i) algorithms->push_back(results[static_cast<size_t>(i)].algo);
+    return status;
+  }
+
+  bool Takes(const Plan& plan, const cublasLtMatmulAlgo_t& algorithm) const {
+    cublasLtMatmulHeuristicResult_t result{};
+    return library.Check(handle, plan.desc, plan.a, plan.b, plan.d, plan.d, &algorithm, &result) ==
+               CUBLAS_STATUS_SUCCESS &&
+           result.state == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= kWorkspaceBytes;
+  }
+
+  cublasStatus_t Run(const Matmul& m, const Plan& plan,
+                     const cublasLtMatmulAlgo_t& algorithm) const {
+    const float one = 1.0f, keep = m.accumulate ? 1.0f : 0.0f;
+    const int32_t int_one = 1, int_none = 0;
+    const bool integer = m.in == DType::kI8;
+    return library.Matmul(handle, plan.desc, integer ? static_cast<const void*>(&int_one) : &one,
+                          m.b, plan.a, m.a, plan.b,
+                          integer ? static_cast<const void*>(&int_none) : &keep, m.d, plan.d, m.d,
+                          plan.d, &algorithm, workspace, kWorkspaceBytes, stream);
+  }
+
+  // Whether products may be repeated to be timed: not while they are recorded, nor where each adds
+  // to its result.
+  bool MayTime(const Matmul& m) const {
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    return cudaStreamIsCapturing(stream, &capture) == cudaSuccess &&
+           capture == cudaStreamCaptureStatusNone && !m.accumulate;
+  }
+
+  // The fastest of the library's choices for the largest product of the bucket, timed on this
+  // product, whose operands are there: it is computed some ten times over.
+  bool TimeBucket(const Matmul& m, const Plan& plan, cublasLtMatmulAlgo_t* fastest) const {
+    Matmul largest = m;
+    largest.m = TokenBucket(m.m);
+    Plan asked;
+    std::vector<cublasLtMatmulAlgo_t> candidates;
+    if (Describe(largest, asked) == CUBLAS_STATUS_SUCCESS) Ask(asked, kCandidates, &candidates);
+    Drop(asked);
+    const int64_t bytes = static_cast<int64_t>(BytesOf(m.in));
+    const int products = ProductsPerSample(m.m, m.n, m.k, bytes);
+    std::vector<double> seconds;
+    for (const cublasLtMatmulAlgo_t& candidate : candidates) {
+      seconds.push_back(NAN);
+      if (!Takes(plan, candidate)) continue;
+      const auto sample = [&] {
+        for (int i = 0; i < products; ++i) {
+          if (const cublasStatus_t status = Run(m, plan, candidate);
+              status != CUBLAS_STATUS_SUCCESS) {
+            return absl::InternalError(absl::StrCat("status ", static_cast<int>(status)));
+          }
+        }
+        return absl::OkStatus();
+      };
+      const absl::StatusOr<double> measured = timer(sample, 1, kTimedRounds);
+      if (measured.ok()) seconds.back() = *measured;
+    }
+    const int best = FastestCandidate(seconds);
+    if (best >= 0) *fastest = candidates[static_cast<size_t>(best)];
+    return best >= 0;
+  }
+
+  // CUBLAS_STATUS_NOT_SUPPORTED if there is no algorithm.
+  cublasStatus_t Choose(const Matmul& m, Plan& plan) {
+    const ProductKey key = BucketOf(m);
+    if (const ProductAlgorithm* known = choices.Find(key)) {
+      std::memcpy(&plan.algorithm, known->data(), sizeof(plan.algorithm));
+      if (Takes(plan, plan.algorithm)) return CUBLAS_STATUS_SUCCESS;
+    } else if (MayTime(m) && TimeBucket(m, plan, &plan.algorithm)) {
+      ProductAlgorithm chosen;
+      std::memcpy(chosen.data(), &plan.algorithm, sizeof(plan.algorithm));
+      // Where no file can be written the choice lasts as long as the process.
+      choices.Add(key, chosen).IgnoreError();
+      return CUBLAS_STATUS_SUCCESS;
+    }
+    std::vector<cublasLtMatmulAlgo_t> first;
+    const cublasStatus_t status = Ask(plan, 1, &first);
+    if (status == CUBLAS_STATUS_SUCCESS) plan.algorithm = first[0];
     return status;
   }
 };
@@ -174,12 +280,20 @@ struct Blas::Impl {
 Blas::Blas(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Blas::~Blas() = default;
 
-absl::StatusOr<std::unique_ptr<Blas>> Blas::Open(void* stream) {
+absl::StatusOr<std::unique_ptr<Blas>> Blas::Open(void* stream, const DeviceInfo& info,
+                                                 const std::string& cache_directory, Timer timer) {
   auto library = Library::Open();
   if (!library.ok()) return library.status();
   auto impl = std::make_unique<Impl>();
   impl->library = *library;
   impl->stream = static_cast<cudaStream_t>(stream);
+  impl->timer = std::move(timer);
+  int driver = 0;
+  cudaDriverGetVersion(&driver);
+  impl->choices =
+      ProductChoices(cache_directory, absl::StrCat(info.name, ", ", info.multiprocessors,
+                                                   " multiprocessors; driver ", driver,
+                                                   "; cuBLASLt ", impl->library.Version()));
   if (cudaMalloc(&impl->workspace, kWorkspaceBytes) != cudaSuccess) {
     return absl::ResourceExhaustedError("GPU memory: no 64 MiB for the workspace of cuBLASLt");
   }
@@ -190,12 +304,15 @@ absl::StatusOr<std::unique_ptr<Blas>> Blas::Open(void* stream) {
   return std::unique_ptr<Blas>(new Blas(std::move(impl)));
 }
 
+const std::string& Blas::note() const { return impl_->choices.note(); }
+
 absl::Status Blas::Multiply(const Matmul& m) {
   Impl& impl = *impl_;
   auto found = impl.plans.find(KeyOf(m));
   if (found == impl.plans.end()) {
     Impl::Plan plan;
-    plan.status = impl.Fill(m, plan);
+    plan.status = impl.Describe(m, plan);
+    if (plan.status == CUBLAS_STATUS_SUCCESS) plan.status = impl.Choose(m, plan);
     if (plan.status != CUBLAS_STATUS_SUCCESS) impl.Drop(plan);
     found = impl.plans.emplace(KeyOf(m), plan).first;
   }
@@ -208,13 +325,7 @@ absl::Status Blas::Multiply(const Matmul& m) {
   if (const cublasStatus_t status = impl.SetScales(m, plan); status != CUBLAS_STATUS_SUCCESS) {
     return absl::InternalError("cuBLASLt takes no scales: status " + std::to_string(status));
   }
-  const float one = 1.0f, keep = m.accumulate ? 1.0f : 0.0f;
-  const int32_t int_one = 1, int_none = 0;
-  const bool integer = m.in == DType::kI8;
-  const cublasStatus_t status = impl.library.Matmul(
-      impl.handle, plan.desc, integer ? static_cast<const void*>(&int_one) : &one, m.b, plan.a, m.a,
-      plan.b, integer ? static_cast<const void*>(&int_none) : &keep, m.d, plan.d, m.d, plan.d,
-      &plan.algorithm, impl.workspace, kWorkspaceBytes, impl.stream);
+  const cublasStatus_t status = impl.Run(m, plan, plan.algorithm);
   if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
   return absl::InternalError("cublasLtMatmul failed with status " + std::to_string(status));
 }

@@ -2,7 +2,9 @@
 // Matrix products of cuBLASLt, which is opened at run time: a machine without it can still start.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -12,11 +14,21 @@ namespace nibble {
 
 class Blas {
  public:
+  // As Device::MedianSeconds.
+  using Timer = std::function<absl::StatusOr<double>(const std::function<absl::Status()>& launches,
+                                                     int warmups, int rounds)>;
   // `stream` is a cudaStream_t of the current device. NotFound if the library is not there.
-  static absl::StatusOr<std::unique_ptr<Blas>> Open(void* stream);
+  static absl::StatusOr<std::unique_ptr<Blas>> Open(void* stream, const DeviceInfo& info,
+                                                    const std::string& cache_directory,
+                                                    Timer timer);
   ~Blas();
-  // As Device::Multiply. The algorithm is the library's first choice for the shape, asked for once.
+  // As Device::Multiply. The first product of a bucket of tokens (product_choices.h) times what the
+  // library would choose and keeps the fastest, for this and for later processes. While a stream is
+  // recorded, and for products that add to their result, nothing is timed: a product whose bucket
+  // is not known takes the library's first choice.
   absl::Status Multiply(const Matmul& matmul);
+  // A line that people should read, or "".
+  const std::string& note() const;
 
  private:
   struct Impl;

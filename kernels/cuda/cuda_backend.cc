@@ -38,7 +38,8 @@ class CudaBackend : public Backend {
 
   std::string Description() const override {
     const DeviceInfo& info = device_->info();
-    return absl::StrCat("cuda (", info.name, ", ", info.total_bytes >> 30, " GiB)");
+    return absl::StrCat("cuda (", info.name, ", ", info.total_bytes >> 30, " GiB)",
+                        info.note.empty() ? "" : "; ", info.note);
   }
   std::string Tier() const override {
     const DeviceInfo& info = device_->info();

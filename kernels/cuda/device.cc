@@ -8,6 +8,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/blas.h"
+#include "kernels/cuda/product_choices.h"
 
 namespace nibble {
 namespace {
@@ -67,11 +68,16 @@ absl::StatusOr<std::unique_ptr<Device>> Device::Open(int ordinal) {
                              properties.multiProcessorCount,
                              properties.sharedMemPerBlockOptin,
                              static_cast<size_t>(properties.l2CacheSize),
-                             properties.totalGlobalMem};
+                             properties.totalGlobalMem,
+                             ""};
   device->stream_.handle = impl.stream;
-  auto blas = Blas::Open(impl.stream);
+  auto blas = Blas::Open(impl.stream, device->info_, UserCacheDirectory(),
+                         [&self = *device](const auto& launches, int warmups, int rounds) {
+                           return self.MedianSeconds(launches, warmups, rounds);
+                         });
   if (!blas.ok()) return blas.status();
   impl.blas = *std::move(blas);
+  device->info_.note = impl.blas->note();
   return device;
 }
 

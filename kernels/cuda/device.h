@@ -25,6 +25,7 @@ struct DeviceInfo {
   size_t shared_bytes_per_block = 0;  // at most, after opting in
   size_t cache_bytes = 0;             // second level
   size_t total_bytes = 0;
+  std::string note;  // a line that people should read, or ""
 };
 
 // d (m, n) = a (m, k) * b (n, k)^T, all row-major with these leading dimensions (elements).
@@ -65,7 +66,10 @@ class Device {
   void Zero(void* device, size_t bytes);
 
   // Unimplemented if the library has no algorithm for it. The choice of algorithm is kept per shape
-  // and is the same for the life of the device.
+  // and is the same for the life of the device. The first product of a bucket of tokens may wait
+  // for the device and compute itself several times over, to choose by time; the choice is kept in
+  // a file of the user's cache directory (product_choices.h). Nothing is timed while launches are
+  // recorded.
   absl::Status Multiply(const Matmul& matmul);
 
   // Seconds of one run of `launches` (which launches kernels and products on this device, nothing
