@@ -19,7 +19,8 @@ struct LaunchShape {
   int grid_x = 1;
   int grid_y = 1;
   int grid_z = 1;
-  int threads = 1;  // a multiple of 32
+  int threads = 1;    // a multiple of 32
+  int cluster_x = 1;  // neighbouring blocks that run at the same time; more than 1 on 9.0 only
   size_t shared_bytes = 0;
 };
 
@@ -51,17 +52,24 @@ void Launch(Stream& stream, const LaunchShape& shape, const typename Kernel::Par
       return;
     }
   }
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2]{};
+  int count = 0;
+  if (stream.programmatic) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cluster_x > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {static_cast<unsigned>(shape.cluster_x), 1, 1};
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(shape.grid_x), static_cast<unsigned>(shape.grid_y),
                         static_cast<unsigned>(shape.grid_z));
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream.handle);
-  config.attrs = &attribute;
-  config.numAttrs = stream.programmatic ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = static_cast<unsigned>(count);
   const cudaError_t error = cudaLaunchKernelEx(&config, Entry<Kernel>, params);
   if (error != cudaSuccess) stream.error = error;
 }

@@ -13,71 +13,15 @@
 #include <vector>
 
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/simt.h"
-#include "tests/support/cuda/fiber.h"
+#include "kernels/cuda/simt_hopper.h"
+#include "tests/support/cuda/emulator_state.h"
 
 namespace nibble {
-namespace {
+namespace emulator {
 
-using testing::Emulator;
-using testing::Fiber;
-using testing::Schedule;
-
-constexpr int kLanes = simt::kWarp;
-constexpr size_t kStackBytes = size_t{64} << 10;
-constexpr uint8_t kPoison = 0xff;  // NaN in every float format, -1 as an integer
-constexpr int kMaxPauses = 10'000'000;
-constexpr int kMaxWords = 8;  // that a lane hands to a warp-wide operation
-
-[[noreturn]] void Fail(const std::string& what) { throw std::logic_error("emulator: " + what); }
-
-struct PendingCopy {
-  void* shared;
-  const void* global;  // nullptr: zeros
-  size_t bytes;
-};
-
-// What the lanes of a warp exchange. The last lane to arrive computes for all.
-struct Warp {
-  int arrived = 0;
-  int live = 0;
-  uint32_t round = 0;
-  const char* operation = nullptr;
-  std::array<std::array<uint32_t, kMaxWords>, kLanes> in{};
-  std::array<std::array<uint32_t, kMaxWords>, kLanes> out{};
-  std::array<const void*, kLanes> pointers{};
-};
-
-struct Block {
-  int x = 0, y = 0, z = 0;
-  int arrived = 0;
-  int live = 0;
-  uint32_t round = 0;
-  std::vector<uint8_t> memory;
-  uint8_t* shared = nullptr;
-  std::vector<Warp> warps;
-};
-
-struct Fibre {
-  std::unique_ptr<Fiber> fiber;
-  Block* block = nullptr;
-  int thread = 0;
-  const uint32_t* round = nullptr;  // waits while *round == seen
-  uint32_t seen = 0;
-  int pauses = 0;
-  std::vector<std::vector<PendingCopy>> groups;
-  std::vector<PendingCopy> open;
-
-  Warp& warp() const { return block->warps[static_cast<size_t>(thread / kLanes)]; }
-  size_t index() const { return static_cast<size_t>(thread % kLanes); }
-};
-
-struct Run {
-  LaunchShape shape;
-  Fibre* current = nullptr;
-  uint64_t turns = 0;
-};
 Run* g_run = nullptr;
+
+void Fail(const std::string& what) { throw std::logic_error("emulator: " + what); }
 
 Fibre& Self() {
   if (g_run == nullptr || g_run->current == nullptr) Fail("called outside a kernel");
@@ -89,6 +33,29 @@ void Wait(Fibre& lane, const uint32_t& round, uint32_t seen) {
   lane.seen = seen;
   lane.fiber->Yield();
 }
+
+void CheckShared(const void* address, size_t bytes, size_t alignment, const char* what) {
+  const Block& block = *Self().block;
+  const auto* at = static_cast<const uint8_t*>(address);
+  if (at < block.shared || at + bytes > block.shared + g_run->shape.shared_bytes) {
+    Fail(std::string(what) + " outside the block's shared memory");
+  }
+  if (reinterpret_cast<uintptr_t>(address) % alignment != 0) {
+    Fail(std::string(what) + " is not aligned to " + std::to_string(alignment));
+  }
+}
+
+}  // namespace emulator
+
+namespace {
+
+using namespace emulator;
+using testing::Emulator;
+using testing::Fiber;
+using testing::Schedule;
+
+constexpr size_t kStackBytes = size_t{64} << 10;
+constexpr int kMaxPauses = 10'000'000;
 
 // Collects `in` of every lane; the last one runs compute(warp), which fills warp.out.
 template <typename Compute>
@@ -114,8 +81,12 @@ std::array<uint32_t, kMaxWords> Exchange(const char* operation, const uint32_t* 
   return warp.out[i];
 }
 
-void Finish(std::vector<PendingCopy>& group) {
+void Finish(Fibre& lane, std::vector<PendingCopy>& group) {
   for (const PendingCopy& copy : group) {
+    const auto place =
+        static_cast<size_t>(static_cast<uint8_t*>(copy.shared) - lane.block->shared) / 16;
+    lane.block->unfenced[place] = 1;
+    lane.unfenced.push_back(place);
     if (copy.global != nullptr) {
       std::memcpy(copy.shared, copy.global, copy.bytes);
     } else {
@@ -125,30 +96,23 @@ void Finish(std::vector<PendingCopy>& group) {
   group.clear();
 }
 
-void CheckShared(const void* address, size_t bytes, const char* what) {
-  const Block& block = *Self().block;
-  const auto* at = static_cast<const uint8_t*>(address);
-  if (at < block.shared || at + bytes > block.shared + g_run->shape.shared_bytes) {
-    Fail(std::string(what) + " outside the block's shared memory");
-  }
-  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
-    Fail(std::string(what) + " is not aligned to " + std::to_string(bytes));
-  }
-}
-
 void RunLane(Fibre& lane, const std::function<void()>& thread) {
   thread();
-  for (auto& group : lane.groups) Finish(group);
-  Finish(lane.open);
+  for (auto& group : lane.groups) Finish(lane, group);
+  Finish(lane, lane.open);
+  CheckEnded(lane);
   Warp& warp = lane.warp();
   if (warp.arrived != 0) Fail(std::string("a lane ended while others wait in ") + warp.operation);
   --warp.live;
-  Block& block = *lane.block;
-  --block.live;
-  if (block.arrived > 0 && block.arrived == block.live) {
-    block.arrived = 0;
-    ++block.round;
-  }
+  const auto leave = [](auto& group) {
+    --group.live;
+    if (group.arrived > 0 && group.arrived == group.live) {
+      group.arrived = 0;
+      ++group.round;
+    }
+  };
+  leave(*lane.block);
+  leave(*lane.block->cluster);
 }
 
 // Element `e` (0 or 1) of a register that holds two.
@@ -207,7 +171,7 @@ void MultiplyBytes(Warp& warp) {
 }
 
 void LoadMatrices(uint32_t (&r)[4], const void* row, bool transposed) {
-  CheckShared(row, 16, "a matrix row");
+  CheckShared(row, 16, 16, "a matrix row");
   const auto out = Exchange(
       transposed ? "LoadMatrix4Transposed" : "LoadMatrix4", nullptr, 0, row,
       [transposed](Warp& warp) {
@@ -278,7 +242,11 @@ void EmulateLaunch(const LaunchShape& shape, const std::function<void()>& thread
       shape.grid_z > 65535) {
     Fail("an empty or too large grid");
   }
-  Run run{shape, nullptr, 0};
+  const auto cluster_size = static_cast<size_t>(shape.cluster_x);
+  if (shape.cluster_x < 1 || shape.cluster_x > 8 || shape.grid_x % shape.cluster_x != 0) {
+    Fail("a grid that is not of whole clusters of up to 8 blocks");
+  }
+  Run run{shape, nullptr};
   struct Restore {
     ~Restore() { g_run = nullptr; }
   } restore;
@@ -286,9 +254,11 @@ void EmulateLaunch(const LaunchShape& shape, const std::function<void()>& thread
 
   const int64_t blocks = int64_t{shape.grid_x} * shape.grid_y * shape.grid_z;
   const auto threads = static_cast<size_t>(shape.threads);
-  const auto resident =
-      static_cast<size_t>(std::min<int64_t>(blocks, std::max(1, Emulator().resident_blocks)));
+  const auto allowed = static_cast<size_t>(std::max(1, Emulator().resident_blocks));
+  const size_t resident = std::min(static_cast<size_t>(blocks),
+                                   std::max(allowed / cluster_size, size_t{1}) * cluster_size);
   std::vector<Block> slots(resident);
+  std::vector<Cluster> clusters(resident / cluster_size);
   std::vector<Fibre> lanes(resident * threads);
   std::exception_ptr failure;
   int64_t next_block = 0;
@@ -305,6 +275,11 @@ void EmulateLaunch(const LaunchShape& shape, const std::function<void()>& thread
         (reinterpret_cast<uintptr_t>(block.memory.data()) + 127) / 128 * 128);
     block.warps.assign(threads / kLanes, Warp{});
     for (Warp& warp : block.warps) warp.live = kLanes;
+    block.cluster = &clusters[slot / cluster_size];
+    block.cluster->blocks.push_back(&block);
+    block.barriers.clear();
+    block.warpgroups.assign(threads / simt::kWarpgroup, Warpgroup{});
+    block.unfenced.assign(shape.shared_bytes / 16 + 1, 0);
     for (size_t t = 0; t < threads; ++t) {
       Fibre& lane = lanes[slot * threads + t];
       lane.block = &block;
@@ -313,6 +288,9 @@ void EmulateLaunch(const LaunchShape& shape, const std::function<void()>& thread
       lane.pauses = 0;
       lane.groups.clear();
       lane.open.clear();
+      lane.unfenced.clear();
+      lane.products = 0;
+      lane.wgmma_fence = false;
       if (lane.fiber == nullptr) lane.fiber = std::make_unique<Fiber>(kStackBytes);
       lane.fiber->Start([&lane, &thread, &failure] {
         try {
@@ -323,7 +301,12 @@ void EmulateLaunch(const LaunchShape& shape, const std::function<void()>& thread
       });
     }
   };
-  for (size_t slot = 0; slot < resident; ++slot) start(slot);
+  // Blocks of a cluster begin together and make room together.
+  const auto start_cluster = [&](size_t index) {
+    clusters[index] = Cluster{{}, 0, shape.threads * shape.cluster_x, 0};
+    for (size_t slot = index * cluster_size; slot < (index + 1) * cluster_size; ++slot) start(slot);
+  };
+  for (size_t index = 0; index < clusters.size(); ++index) start_cluster(index);
 
   bool more = true;
   while (more) {
@@ -344,7 +327,9 @@ void EmulateLaunch(const LaunchShape& shape, const std::function<void()>& thread
         // The fibres that are under way are dropped; what they hold on their stacks is plain data.
         std::rethrow_exception(failure);
       }
-      if (lane.block->live == 0 && next_block < blocks) start(i / threads);
+      if (lane.block->cluster->live == 0 && next_block < blocks) {
+        start_cluster(i / threads / cluster_size);
+      }
     }
     if (more && !moved) Fail("a barrier or a warp-wide operation that some threads never reach");
   }
@@ -422,7 +407,7 @@ void Pause() {
 
 namespace {
 void StartCopy(void* shared, const void* global, bool valid, size_t bytes) {
-  CheckShared(shared, bytes, "the target of an asynchronous copy");
+  CheckShared(shared, bytes, bytes, "the target of an asynchronous copy");
   if (valid && reinterpret_cast<uintptr_t>(global) % bytes != 0) {
     Fail("the source of an asynchronous copy is not aligned to " + std::to_string(bytes));
   }
@@ -448,7 +433,7 @@ void CommitCopies() {
 void WaitCopiesUpTo(int pending) {
   Fibre& lane = Self();
   while (lane.groups.size() > static_cast<size_t>(pending)) {
-    Finish(lane.groups.front());
+    Finish(lane, lane.groups.front());
     lane.groups.erase(lane.groups.begin());
   }
 }

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+// simt_hopper.h on the device. wgmma exists in code built for 9.0a only, so that is where all of
+// it does.
+#pragma once
+
+namespace nibble::simt {
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define NIBBLE_SM90A(...) asm volatile(__VA_ARGS__)
+#else
+#define NIBBLE_SM90A(...) __trap()
+#endif
+
+__device__ __forceinline__ void InitBarrier(Barrier* barrier, int arrivals) {
+  NIBBLE_SM90A("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)),
+               "r"(arrivals)
+               : "memory");
+}
+// For the async proxy and for the other blocks of the cluster.
+__device__ __forceinline__ void FenceBarrierInit() {
+  NIBBLE_SM90A("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void Arrive(Barrier* barrier) {
+  NIBBLE_SM90A("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier))
+               : "memory");
+}
+__device__ __forceinline__ void ArriveExpecting(Barrier* barrier, int bytes) {
+  NIBBLE_SM90A("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(
+                   SharedAddress(barrier)),
+               "r"(bytes)
+               : "memory");
+}
+// Acquires at the scope of the cluster: arrivals may come from its other blocks.
+__device__ __forceinline__ void WaitPhase(Barrier* barrier, uint32_t parity) {
+  uint32_t ended = 1;
+  do {
+    NIBBLE_SM90A(
+        "{\n"
+        ".reg .pred ended;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ended, [%1], %2;\n"
+        "selp.b32 %0, 1, 0, ended;\n"
+        "}"
+        : "=r"(ended)
+        : "r"(SharedAddress(barrier)), "r"(parity)
+        : "memory");
+  } while (ended == 0);
+}
+
+__device__ __forceinline__ void CopyBulk(void* shared, const void* global, int bytes,
+                                         Barrier* barrier) {
+  NIBBLE_SM90A(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+      "[%3];" ::"r"(SharedAddress(shared)),
+      "l"(global), "r"(bytes), "r"(SharedAddress(barrier))
+      : "memory");
+}
+__device__ __forceinline__ void FenceAsyncShared() {
+  NIBBLE_SM90A("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+__device__ __forceinline__ int ClusterRank() {
+  uint32_t rank = 0;
+  NIBBLE_SM90A("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+__device__ __forceinline__ void SyncCluster() {
+  NIBBLE_SM90A(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+}
+__device__ __forceinline__ void ArriveInCluster(Barrier* barrier, int rank) {
+  NIBBLE_SM90A(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+      "}" ::"r"(SharedAddress(barrier)),
+      "r"(rank)
+      : "memory");
+}
+__device__ __forceinline__ void CopyBulkToCluster(void* shared, const void* global, int bytes,
+                                                  Barrier* barrier, uint32_t ranks) {
+  NIBBLE_SM90A(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1], %2, [%3], %4;" ::"r"(SharedAddress(shared)),
+      "l"(global), "r"(bytes), "r"(SharedAddress(barrier)), "h"(static_cast<uint16_t>(ranks))
+      : "memory");
+}
+
+__device__ __forceinline__ void FenceWgmma() {
+  NIBBLE_SM90A("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void CommitWgmma() {
+  NIBBLE_SM90A("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int kPending>
+__device__ __forceinline__ void WaitWgmma() {
+  NIBBLE_SM90A("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+template <int kCount>
+__device__ __forceinline__ void WaitWgmma(int32_t (&d)[kCount]) {
+  WaitWgmma<0>();
+  // Or the compiler moves reads of d before the wait, which does not name it.
+  NIBBLE_UNROLL
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(d[i])::"memory");
+}
+
+// Operands %0 to %(10 t + 9), and eight registers of d.
+#define NIBBLE_TEN(t)                                                                    \
+  "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t \
+  "8, "                                                                                  \
+  "%" #t "9, "
+#define NIBBLE_EIGHT(i)                                                               \
+  "+r"(d[i]), "+r"(d[(i) + 1]), "+r"(d[(i) + 2]), "+r"(d[(i) + 3]), "+r"(d[(i) + 4]), \
+      "+r"(d[(i) + 5]), "+r"(d[(i) + 6]), "+r"(d[(i) + 7])
+#define NIBBLE_32(i) \
+  NIBBLE_EIGHT(i), NIBBLE_EIGHT((i) + 8), NIBBLE_EIGHT((i) + 16), NIBBLE_EIGHT((i) + 24)
+
+template <>
+__device__ __forceinline__ void WgmmaS8<128>(int32_t (&d)[64], uint64_t a, uint64_t b, bool add) {
+  NIBBLE_SM90A(
+      "{\n"
+      ".reg .pred add;\n"
+      "setp.ne.b32 add, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" NIBBLE_TEN() NIBBLE_TEN(1)
+          NIBBLE_TEN(2) NIBBLE_TEN(3) NIBBLE_TEN(4) NIBBLE_TEN(5)
+              "%60, %61, %62, %63}, %64, %65, add;\n"
+              "}"
+      : NIBBLE_32(0), NIBBLE_32(32)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
+template <>
+__device__ __forceinline__ void WgmmaS8<256>(int32_t (&d)[128], uint64_t a, uint64_t b, bool add) {
+  NIBBLE_SM90A(
+      "{\n"
+      ".reg .pred add;\n"
+      "setp.ne.b32 add, %130, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" NIBBLE_TEN() NIBBLE_TEN(1)
+          NIBBLE_TEN(2) NIBBLE_TEN(3) NIBBLE_TEN(4) NIBBLE_TEN(5) NIBBLE_TEN(6) NIBBLE_TEN(7)
+              NIBBLE_TEN(8) NIBBLE_TEN(9) NIBBLE_TEN(10) NIBBLE_TEN(11)
+                  "%120, %121, %122, %123, %124, %125, %126, %127}, %128, %129, add;\n"
+                  "}"
+      : NIBBLE_32(0), NIBBLE_32(32), NIBBLE_32(64), NIBBLE_32(96)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
+
+#undef NIBBLE_32
+#undef NIBBLE_EIGHT
+#undef NIBBLE_TEN
+#undef NIBBLE_SM90A
+
+}  // namespace nibble::simt
