@@ -6,7 +6,6 @@
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/device_weight.h"
-#include "kernels/cuda/linear_int8.h"
 #include "kernels/cuda/packed_weight.h"
 
 namespace nibble {
@@ -26,17 +25,7 @@ struct PackedTable {
   NIBBLE_HD int64_t cols() const { return width; }
   NIBBLE_HD float Read(int64_t n, int64_t k) const { return ReadPackedWeight(weight, n, k); }
 };
-struct Int8Table {
-  const uint8_t* packed = nullptr;  // Int8Layout::bytes()
-  Int8Layout layout;
-
-  NIBBLE_HD int64_t cols() const { return layout.cols; }
-  NIBBLE_HD float Read(int64_t n, int64_t k) const {
-    const auto* scales = reinterpret_cast<const float*>(packed + layout.code_bytes());
-    return DecodeInt(static_cast<int8_t>(packed[layout.Index(n, k)]), scales[n], 0);
-  }
-};
-using EmbeddingTable = std::variant<StoredTable, PackedTable, Int8Table>;
+using EmbeddingTable = std::variant<StoredTable, PackedTable>;
 
 // EmbedArgs (kernels/ops.h).
 struct DeviceEmbedArgs {

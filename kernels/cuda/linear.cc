@@ -9,7 +9,7 @@
 #include "kernels/cuda/dequantize.h"
 #include "kernels/cuda/linear_e4m3.h"
 #include "kernels/cuda/linear_exact.h"
-#include "kernels/cuda/linear_int8.h"
+#include "kernels/cuda/linear_rows.h"
 #include "kernels/cuda/pack_weight.h"
 #include "kernels/cuda/row_ops.h"
 
@@ -145,34 +145,28 @@ absl::Status RunW8A16(const LinearCall& call) {
   return absl::OkStatus();
 }
 
-absl::Status RunInt8(const LinearCall& call) {
-  LinearInt8Args args;
+LinearRowsArgs RowsArgs(const LinearCall& call) {
+  LinearRowsArgs args;
   NIBBLE_CHECK(call.part.count <= kMaxGroupWeights);
   args.count = call.part.count;
-  args.in = call.in;
+  args.x = call.in.data;
+  args.scales = call.in.scales;
   args.rows = call.args.rows;
+  args.cols = call.in.cols;
   for (int i = 0; i < call.part.count; ++i) {
     const auto w = static_cast<size_t>(i);
-    args.weights[w] = {call.part.int8[w], call.bias(i), call.weight(i).rows};
-    args.out[w] = call.out(i);
+    args.weights[w] = {call.weight(i).codes, call.part.scales[w], call.bias(i),
+                       call.weight(i).rows,  call.out(i),         call.weight(i).rows};
   }
-  LaunchLinearInt8(call.device, args);
-  return absl::OkStatus();
+  return args;
 }
 
+absl::Status RunInt8(const LinearCall& call) {
+  LaunchLinearInt8(call.device, RowsArgs(call));
+  return absl::OkStatus();
+}
 absl::Status RunE4M3(const LinearCall& call) {
-  LinearE4M3Args args;
-  NIBBLE_CHECK(call.part.count <= kMaxGroupWeights);
-  args.count = call.part.count;
-  args.in = call.in;
-  args.rows = call.args.rows;
-  for (int i = 0; i < call.part.count; ++i) {
-    const auto w = static_cast<size_t>(i);
-    args.weights[w] = {static_cast<const uint8_t*>(call.weight(i).codes), call.part.e4m3_scales[w],
-                       call.bias(i), call.weight(i).rows};
-    args.out[w] = call.out(i);
-  }
-  LaunchLinearE4M3(call.device, args);
+  LaunchLinearE4M3(call.device, RowsArgs(call));
   return absl::OkStatus();
 }
 
@@ -180,7 +174,7 @@ absl::Status RunE4M3(const LinearCall& call) {
 absl::Status MultiplyWidened(const LinearCall& call, int i) {
   const DeviceWeight& weight = call.weight(i);
   const auto* codes = static_cast<const uint8_t*>(weight.codes);
-  const float* scales = call.part.e4m3_scales[static_cast<size_t>(i)];
+  const float* scales = call.part.scales[static_cast<size_t>(i)];
   const int64_t slice = std::min(SliceFeatures(call, i), kWidenedFeatures);
   Matmul matmul;
   matmul.k = matmul.lda = matmul.ldb = weight.cols;
@@ -222,7 +216,7 @@ absl::Status RunE4M3Library(const LinearCall& call) {
     matmul.in = DType::kF8E4M3;
     matmul.out = out.dtype;
     matmul.a_scales = call.in.scales;
-    matmul.b_scales = call.part.e4m3_scales[static_cast<size_t>(i)];
+    matmul.b_scales = call.part.scales[static_cast<size_t>(i)];
     absl::Status status = call.device.Multiply(matmul);
     if (status.ok()) {
       AddBias(call, i);
@@ -292,28 +286,6 @@ absl::StatusOr<DeviceWeight> Repack(Device& device, const WeightView& view, Pack
   return weight;
 }
 
-absl::Status PackInt8Part(Device& device, std::span<const WeightView> views, LinearPart* part) {
-  for (size_t i = 0; i < views.size(); ++i) {
-    if (views[i].cols > kMaxInt8LinearCols) {
-      return absl::UnimplementedError(absl::StrCat("w8a8 on CUDA takes up to ", kMaxInt8LinearCols,
-                                                   " input features; a weight has ",
-                                                   views[i].cols));
-    }
-    const Int8Layout layout{views[i].rows, views[i].cols};
-    absl::StatusOr<DeviceMemory> packed =
-        DeviceMemory::Allocate(device, static_cast<size_t>(layout.bytes()));
-    if (!packed.ok()) return packed.status();
-    absl::StatusOr<DeviceWeight> weight = Repack(device, views[i], [&](const DeviceWeight& stored) {
-      LaunchPackInt8(device, stored, packed->as<uint8_t>());
-    });
-    if (!weight.ok()) return weight.status();
-    part->weights[i] = *weight;
-    part->int8[i] = packed->as<uint8_t>();
-    part->memory.push_back(*std::move(packed));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status PackPart(Device& device, std::span<const WeightView> views, LinearPart* part) {
   PackedLayout layout;
   layout.format = PackedFormatOf(*views[0].scheme);
@@ -345,25 +317,40 @@ absl::Status UploadPart(Device& device, std::span<const WeightView> views, Linea
   return absl::OkStatus();
 }
 
-absl::Status KeepE4M3Part(Device& device, LinearWorkspace& workspace,
-                          std::span<const WeightView> views, LinearPart* part) {
+// As stored, and the scales.
+absl::Status KeepRowsPart(Device& device, std::span<const WeightView> views, LinearPart* part) {
   if (absl::Status status = UploadPart(device, views, part); !status.ok()) return status;
   for (size_t i = 0; i < views.size(); ++i) {
     const auto rows = static_cast<size_t>(views[i].rows);
     absl::StatusOr<DeviceMemory> scales = DeviceMemory::Allocate(device, rows * sizeof(float));
     if (!scales.ok()) return scales.status();
-    LaunchE4M3Scales(device, part->weights[i], scales->as<float>());
-    part->e4m3_scales[i] = scales->as<float>();
+    LaunchRowScales(device, part->weights[i], scales->as<float>());
+    part->scales[i] = scales->as<float>();
     part->memory.push_back(*std::move(scales));
-    const int64_t features = std::min(views[i].rows, kWidenedFeatures);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status KeepInt8Part(Device& device, std::span<const WeightView> views, LinearPart* part) {
+  if (views[0].cols > kMaxInt8LinearCols) {
+    return absl::UnimplementedError(absl::StrCat("w8a8 on CUDA takes up to ", kMaxInt8LinearCols,
+                                                 " input features; a weight has ", views[0].cols));
+  }
+  return KeepRowsPart(device, views, part);
+}
+
+absl::Status KeepE4M3Part(Device& device, LinearWorkspace& workspace,
+                          std::span<const WeightView> views, LinearPart* part) {
+  for (const WeightView& view : views) {
+    const int64_t features = std::min(view.rows, kWidenedFeatures);
     if (absl::Status status = workspace.ReserveWidened(
-            device, static_cast<size_t>(kWidenedTokens * views[i].cols) * sizeof(uint16_t),
+            device, static_cast<size_t>(kWidenedTokens * view.cols) * sizeof(uint16_t),
             static_cast<size_t>(kWidenedTokens * features) * sizeof(float));
         !status.ok()) {
       return status;
     }
   }
-  return absl::OkStatus();
+  return KeepRowsPart(device, views, part);
 }
 
 // The weights as the part's kind keeps them.
@@ -379,7 +366,7 @@ absl::Status KeepPart(Device& device, LinearWorkspace& workspace, std::span<cons
       if (absl::Status status = PackPart(device, views, part); !status.ok()) return status;
       return workspace.ReserveTiles(device, part->packed.layout.n_tiles);
     case LinearKind::kInt8:
-      return PackInt8Part(device, views, part);
+      return KeepInt8Part(device, views, part);
     case LinearKind::kE4M3:
       return KeepE4M3Part(device, workspace, views, part);
   }
@@ -523,11 +510,10 @@ EmbeddingTable TableOf(const LinearPart& part) {
     case LinearKind::kPacked4:
     case LinearKind::kPacked8:
       return PackedTable{part.packed, weight.cols};
-    case LinearKind::kInt8:
-      return Int8Table{part.int8[0], {weight.rows, weight.cols}};
     case LinearKind::kExact:
     case LinearKind::kDense:
     case LinearKind::kStored:
+    case LinearKind::kInt8:
     case LinearKind::kE4M3:
       break;
   }

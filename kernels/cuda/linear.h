@@ -24,8 +24,8 @@ enum class LinearKind : uint8_t {
   kStored,   // as stored, in any other scheme
   kPacked4,  // PackedLayout (packed_weight.h), int4
   kPacked8,  // and int8
-  kInt8,     // Int8Layout (linear_int8.h)
-  kE4M3,     // as stored, with scales in f32 (linear_e4m3.h)
+  kInt8,     // as stored, with scales in f32 (linear_rows.h)
+  kE4M3,     // and e4m3
 };
 LinearKind LinearKindOf(const Scheme& scheme, Mode mode);
 
@@ -37,9 +37,8 @@ struct LinearPart {
   int format = 0;                                        // index of the input in LinearArgs::in
   std::array<DeviceWeight, kMaxGroupWeights> weights{};  // pointers only where kept as stored
   std::array<const float*, kMaxGroupWeights> biases{};
-  PackedWeight packed;                                       // kPacked4, kPacked8: all weights
-  std::array<const uint8_t*, kMaxGroupWeights> int8{};       // kInt8: a weight each
-  std::array<const float*, kMaxGroupWeights> e4m3_scales{};  // kE4M3: of a weight each
+  PackedWeight packed;                                  // kPacked4, kPacked8: all weights
+  std::array<const float*, kMaxGroupWeights> scales{};  // kInt8, kE4M3: of a weight each
   std::vector<DeviceMemory> memory;
 };
 

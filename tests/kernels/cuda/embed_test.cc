@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include "kernels/codec.h"
-#include "kernels/cuda/linear_int8.h"
 #include "tests/kernels/cuda/on_device.h"
 #include "tests/kernels/cuda/packed_group.h"
 #include "tests/kernels/random_weight.h"
@@ -49,22 +48,6 @@ TEST(CudaEmbedTest, ATiedHeadEmbedsFromWhatItsProductKeeps) {
     }
     EXPECT_EQ(out.Read(), expected) << scheme->name;
   }
-}
-
-TEST(CudaEmbedTest, ATiedHeadOfInt8ProductsEmbedsFromItsOwnLayout) {
-  const RandomWeight table(*FindScheme("w8a8"), 37, 70, 5);
-  const WeightOnDevice stored(table.view());
-  const Int8Layout layout{37, 70};
-  const auto packed = OnDevice<uint8_t>::Poisoned(static_cast<size_t>(layout.bytes()));
-  LaunchPackInt8(TestDevice(), stored.weight(), packed.data());
-  const OnDevice<int32_t> rows(std::vector<int32_t>{36, 0});
-  const auto out = OnDevice<float>::Poisoned(2 * 70);
-  LaunchEmbed(TestDevice(), {Int8Table{packed.data(), layout}, rows.data(), 2, 1.0f, out.data()});
-  std::vector<float> expected;
-  for (const int64_t id : {36, 0}) {
-    for (int64_t k = 0; k < 70; ++k) expected.push_back(ReadWeight(table.view(), id, k));
-  }
-  EXPECT_EQ(out.Read(), expected);
 }
 
 }  // namespace

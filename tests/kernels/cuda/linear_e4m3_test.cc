@@ -10,6 +10,7 @@
 
 #include "kernels/codec.h"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/linear_rows.h"
 #include "tests/kernels/activations.h"
 #include "tests/kernels/cuda/on_device.h"
 #include "tests/kernels/random_weight.h"
@@ -62,11 +63,16 @@ struct Weight {
         scales(OnDevice<float>::Poisoned(static_cast<size_t>(rows))),
         bias(RandomFloats(rows, seed)),
         device_bias(bias) {
-    LaunchE4M3Scales(TestDevice(), stored.weight(), scales.data());
+    LaunchRowScales(TestDevice(), stored.weight(), scales.data());
   }
-  E4M3Weight view(bool biased) const {
-    return {static_cast<const uint8_t*>(stored.weight().codes), scales.data(),
-            biased ? device_bias.data() : nullptr, host.view().rows};
+  RowsWeight With(bool biased, Floats out) const {
+    const int64_t rows = host.view().rows;
+    return {stored.weight().codes,
+            scales.data(),
+            biased ? device_bias.data() : nullptr,
+            rows,
+            out,
+            rows};
   }
   RandomWeight host;
   WeightOnDevice stored;
@@ -81,19 +87,17 @@ std::vector<std::vector<uint8_t>> Multiply(const std::vector<std::unique_ptr<Wei
                                            DType type, bool biased) {
   const OnDevice<uint8_t> x(tokens.codes);
   const OnDevice<float> scales(tokens.scales);
-  LinearE4M3Args args;
+  LinearRowsArgs args;
   args.count = static_cast<int>(weights.size());
-  args.in.format = {DType::kF8E4M3, kWholeRow};
-  args.in.cols = cols;
-  args.in.data = x.data();
-  args.in.scales = scales.data();
+  args.x = x.data();
+  args.scales = scales.data();
   args.rows = rows;
+  args.cols = cols;
   std::vector<OnDevice<uint8_t>> out;
   for (size_t i = 0; i < weights.size(); ++i) {
-    args.weights[i] = weights[i]->view(biased);
-    out.push_back(OnDevice<uint8_t>::Poisoned(static_cast<size_t>(rows * args.weights[i].rows) *
-                                              BytesOf(type)));
-    args.out[i] = {out[i].data(), type};
+    out.push_back(OnDevice<uint8_t>::Poisoned(
+        static_cast<size_t>(rows * weights[i]->host.view().rows) * BytesOf(type)));
+    args.weights[i] = weights[i]->With(biased, {out[i].data(), type});
   }
   LaunchLinearE4M3(TestDevice(), args);
   std::vector<std::vector<uint8_t>> bytes;
@@ -188,7 +192,7 @@ TEST(CudaLinearE4M3Test, ACodeThatIsNaNPoisonsItsOutputFeature) {
   view.codes = codes.data();
   const WeightOnDevice stored(view);
   const auto scales = OnDevice<float>::Poisoned(kRows);
-  LaunchE4M3Scales(TestDevice(), stored.weight(), scales.data());
+  LaunchRowScales(TestDevice(), stored.weight(), scales.data());
   const auto found = scales.Read();
   for (int64_t n = 0; n < kRows; ++n) {
     if (n == 2 || n == 9) {

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The W8A8 product against its definition, to the bit.
-#include "kernels/cuda/linear_int8.h"
-
 #include <gtest/gtest.h>
 
+#include <memory>
 #include <random>
-#include <set>
 
 #include "kernels/codec.h"
+#include "kernels/cuda/linear_rows.h"
 #include "tests/kernels/activations.h"
 #include "tests/kernels/cuda/on_device.h"
 #include "tests/kernels/random_weight.h"
@@ -19,42 +18,27 @@ namespace {
 
 const Scheme& W8A8() { return *FindScheme("w8a8"); }
 
-TEST(Int8LayoutTest, GivesEveryCodeAPlaceOfItsOwn) {
-  for (const LinearShape& shape : kLinearShapes) {
-    const Int8Layout layout{shape.out, shape.in};
-    std::set<int64_t> places;
-    for (int64_t n = 0; n < layout.panels() * kInt8Panel; ++n) {
-      for (int64_t k = 0; k < layout.depths() * kInt8Depth; ++k) {
-        const int64_t at = layout.Index(n, k);
-        EXPECT_TRUE(at >= 0 && at < layout.code_bytes());
-        places.insert(at);
-      }
-    }
-    EXPECT_EQ(static_cast<int64_t>(places.size()), layout.code_bytes());
+// A weight as it is stored, and its scales.
+struct Weight {
+  explicit Weight(const WeightView& view)
+      : stored(view), scales(OnDevice<float>::Poisoned(static_cast<size_t>(view.rows))) {
+    LaunchRowScales(TestDevice(), stored.weight(), scales.data());
   }
-}
+  RowsWeight With(const float* bias, Floats out) const {
+    const int64_t rows = stored.weight().rows;
+    return {stored.weight().codes, scales.data(), bias, rows, out, rows};
+  }
+  WeightOnDevice stored;
+  OnDevice<float> scales;
+};
 
-OnDevice<uint8_t> Pack(const RandomWeight& weight) {
-  const WeightOnDevice stored(weight.view());
-  auto packed = OnDevice<uint8_t>::Poisoned(
-      static_cast<size_t>(Int8Layout{weight.view().rows, weight.view().cols}.bytes()));
-  LaunchPackInt8(TestDevice(), stored.weight(), packed.data());
-  return packed;
-}
-
-TEST(PackInt8Test, MovesCodesAndScalesAndFillsWithZeros) {
-  const RandomWeight weight(W8A8(), 70, 131, 3);
-  const Int8Layout layout{70, 131};
-  const auto packed = Pack(weight).Read();
-  for (int64_t n = 0; n < layout.panels() * kInt8Panel; ++n) {
-    for (int64_t k = 0; k < layout.depths() * kInt8Depth; ++k) {
-      const int code = n < 70 && k < 131 ? ReadCode(weight.view(), n, k) : 0;
-      ASSERT_EQ(static_cast<int8_t>(packed[static_cast<size_t>(layout.Index(n, k))]), code);
+TEST(RowScalesTest, AreThoseThatAreStored) {
+  for (const int64_t rows : {1, 7, 8, 70}) {
+    const RandomWeight weight(W8A8(), rows, 131, 3);
+    const auto scales = Weight(weight.view()).scales.Read();
+    for (int64_t n = 0; n < rows; ++n) {
+      EXPECT_EQ(scales[static_cast<size_t>(n)], ReadScale(weight.view(), n, 0));
     }
-    if (n >= 70) continue;
-    float scale;
-    std::memcpy(&scale, packed.data() + layout.code_bytes() + 4 * n, 4);
-    EXPECT_EQ(scale, ReadScale(weight.view(), n, 0));
   }
 }
 
@@ -79,23 +63,21 @@ void ExpectExact(const std::vector<int64_t>& outs, int64_t rows, int64_t cols, D
   const Tokens tokens(rows, cols, 7);
   const OnDevice<int8_t> x(tokens.codes);
   const OnDevice<float> scales(tokens.scales);
-  LinearInt8Args args;
+  LinearRowsArgs args;
   args.count = static_cast<int>(outs.size());
-  args.in.format = {DType::kI8, kWholeRow};
-  args.in.cols = cols;
-  args.in.data = x.data();
-  args.in.scales = scales.data();
+  args.x = x.data();
+  args.scales = scales.data();
   args.rows = rows;
+  args.cols = cols;
   std::vector<RandomWeight> weights;
   std::vector<std::vector<float>> biases;
-  std::vector<OnDevice<uint8_t>> packed;
+  std::vector<std::unique_ptr<Weight>> on_device;
   std::vector<OnDevice<float>> on_device_biases;
   for (size_t i = 0; i < outs.size(); ++i) {
     weights.emplace_back(W8A8(), outs[i], cols, static_cast<uint32_t>(i));
-    packed.push_back(Pack(weights[i]));
+    on_device.push_back(std::make_unique<Weight>(weights[i].view()));
     biases.push_back(RandomFloats(outs[i], static_cast<uint32_t>(i)));
     on_device_biases.emplace_back(biases[i]);
-    args.weights[i] = {packed[i].data(), biased ? on_device_biases[i].data() : nullptr, outs[i]};
   }
   for (const Schedule schedule : {Schedule::kDescending, Schedule::kAscending}) {
     Emulator().schedule = schedule;
@@ -103,7 +85,8 @@ void ExpectExact(const std::vector<int64_t>& outs, int64_t rows, int64_t cols, D
     for (size_t i = 0; i < outs.size(); ++i) {
       out.push_back(
           OnDevice<uint8_t>::Poisoned(static_cast<size_t>(rows * outs[i]) * BytesOf(type)));
-      args.out[i] = {out[i].data(), type};
+      args.weights[i] =
+          on_device[i]->With(biased ? on_device_biases[i].data() : nullptr, {out[i].data(), type});
     }
     LaunchLinearInt8(TestDevice(), args);
     for (size_t i = 0; i < outs.size(); ++i) {
@@ -161,42 +144,35 @@ TEST(CudaLinearInt8Test, ExtremeCodesAddUpExactly) {
   view.cols = kCols;
   view.codes = codes.data();
   view.scales = scales.data();
-  const WeightOnDevice stored(view);
-  const auto packed =
-      OnDevice<uint8_t>::Poisoned(static_cast<size_t>(Int8Layout{8, kCols}.bytes()));
-  LaunchPackInt8(TestDevice(), stored.weight(), packed.data());
+  const Weight weight(view);
   const OnDevice<int8_t> x(std::vector<int8_t>(kCols, 127));
   const OnDevice<float> one(std::vector<float>{1.0f});
   const auto out = OnDevice<float>::Poisoned(8);
-  LinearInt8Args args;
+  LinearRowsArgs args;
   args.count = 1;
-  args.weights[0] = {packed.data(), nullptr, 8};
-  args.in.format = {DType::kI8, kWholeRow};
-  args.in.cols = kCols;
-  args.in.data = x.data();
-  args.in.scales = one.data();
+  args.weights[0] = weight.With(nullptr, {out.data(), DType::kF32});
+  args.x = x.data();
+  args.scales = one.data();
   args.rows = 1;
-  args.out[0] = {out.data(), DType::kF32};
+  args.cols = kCols;
   LaunchLinearInt8(TestDevice(), args);
   EXPECT_EQ(out.Read(), std::vector<float>(8, -128.0f * 127.0f * kCols));
 }
 
 TEST(CudaLinearInt8Test, ATokenThatIsNotFiniteReachesItsOwnRowOnly) {
   const RandomWeight weight(W8A8(), 32, 64, 1);
-  const auto packed = Pack(weight);
+  const Weight on_device(weight.view());
   const Tokens tokens(2, 64, 2);
   const OnDevice<int8_t> x(tokens.codes);
   const OnDevice<float> scales(std::vector<float>{std::nanf(""), 1.0f});
   const auto out = OnDevice<float>::Poisoned(64);
-  LinearInt8Args args;
+  LinearRowsArgs args;
   args.count = 1;
-  args.weights[0] = {packed.data(), nullptr, 32};
-  args.in.format = {DType::kI8, kWholeRow};
-  args.in.cols = 64;
-  args.in.data = x.data();
-  args.in.scales = scales.data();
+  args.weights[0] = on_device.With(nullptr, {out.data(), DType::kF32});
+  args.x = x.data();
+  args.scales = scales.data();
   args.rows = 2;
-  args.out[0] = {out.data(), DType::kF32};
+  args.cols = 64;
   LaunchLinearInt8(TestDevice(), args);
   const auto y = out.Read();
   for (size_t i = 0; i < 64; ++i) EXPECT_EQ(std::isnan(y[i]), i < 32);
