@@ -11,6 +11,7 @@
 #pragma once
 
 #include "kernels/cuda/simt.h"
+#include "kernels/cuda/tile_map.h"
 
 namespace nibble::simt {
 
@@ -20,6 +21,22 @@ inline constexpr int kWarpgroup = 128;  // threads; begins at a multiple of itse
 #define NIBBLE_SIMT(declaration) __device__ __forceinline__ declaration
 #else
 #define NIBBLE_SIMT(declaration) declaration
+#endif
+
+// ---- Registers
+// This warpgroup takes (gives) registers until each of its threads has kRegisters, a multiple of 8;
+// the first thing in a branch that whole warpgroups take. Blocks of such kernels have kMinBlocks 1
+// and a multiple of 128 threads, which begin with 65536 / threads each, rounded down to 8.
+#ifdef __CUDACC__
+template <int kRegisters>
+__device__ __forceinline__ void TakeRegisters();
+template <int kRegisters>
+__device__ __forceinline__ void GiveRegisters();
+#else
+template <int kRegisters>
+void TakeRegisters() {}
+template <int kRegisters>
+void GiveRegisters() {}
 #endif
 
 // ---- Barriers (PTX ISA, "mbarrier"): in shared memory, aligned to 8 bytes
@@ -37,9 +54,13 @@ NIBBLE_SIMT(void ArriveExpecting(Barrier* barrier, int bytes));
 // lets parity 1 pass. Acquires what was released to the phase, and the copied bytes.
 NIBBLE_SIMT(void WaitPhase(Barrier* barrier, uint32_t parity));
 
-// ---- Bulk copies from global to shared memory
-// By one thread; bytes and both ends are multiples of 16. The bytes count for the barrier.
+// ---- Copies from global to shared memory by the copy engine, which one thread asks for
+// Bytes and both ends are multiples of 16. The bytes count for the barrier.
 NIBBLE_SIMT(void CopyBulk(void* shared, const void* global, int bytes, Barrier* barrier));
+// A tile of a matrix of bytes: TileMap::tile_rows rows from `row` on, 128 bytes each from `column`
+// on, which lie in shared memory as SwizzledUnit() says, `shared` a multiple of 1024. What is
+// outside of the matrix is zeros. All bytes of the tile count.
+NIBBLE_SIMT(void CopyTile(void* shared, const TileMap& map, int column, int row, Barrier* barrier));
 NIBBLE_SIMT(void FenceAsyncShared());
 
 // ---- Clusters (LaunchShape::cluster_x): neighbours along x that run at the same time
@@ -48,9 +69,9 @@ NIBBLE_SIMT(int ClusterRank());  // of this block
 NIBBLE_SIMT(void SyncCluster());
 // Arrives at the barrier that lies in block `rank` where `barrier` lies in this block.
 NIBBLE_SIMT(void ArriveInCluster(Barrier* barrier, int rank));
-// CopyBulk to the same place of every block whose bit is set in `ranks`, for its barrier.
-NIBBLE_SIMT(void CopyBulkToCluster(void* shared, const void* global, int bytes, Barrier* barrier,
-                                   uint32_t ranks));
+// CopyTile to the same place of every block whose bit is set in `ranks`, for its barrier.
+NIBBLE_SIMT(void CopyTileToCluster(void* shared, const TileMap& map, int column, int row,
+                                   Barrier* barrier, uint32_t ranks));
 
 // ---- Products of a warpgroup (PTX ISA, "wgmma"); all 128 threads execute them together
 // An address of shared memory as descriptors have it.

@@ -11,6 +11,15 @@ namespace nibble::simt {
 #define NIBBLE_SM90A(...) __trap()
 #endif
 
+template <int kRegisters>
+__device__ __forceinline__ void TakeRegisters() {
+  NIBBLE_SM90A("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void GiveRegisters() {
+  NIBBLE_SM90A("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
 __device__ __forceinline__ void InitBarrier(Barrier* barrier, int arrivals) {
   NIBBLE_SM90A("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)),
                "r"(arrivals)
@@ -54,6 +63,14 @@ __device__ __forceinline__ void CopyBulk(void* shared, const void* global, int b
       "l"(global), "r"(bytes), "r"(SharedAddress(barrier))
       : "memory");
 }
+__device__ __forceinline__ void CopyTile(void* shared, const TileMap& map, int column, int row,
+                                         Barrier* barrier) {
+  NIBBLE_SM90A(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%2, %3}], [%4];" ::"r"(SharedAddress(shared)),
+      "l"(&map), "r"(column), "r"(row), "r"(SharedAddress(barrier))
+      : "memory");
+}
 __device__ __forceinline__ void FenceAsyncShared() {
   NIBBLE_SM90A("fence.proxy.async.shared::cta;" ::: "memory");
 }
@@ -79,12 +96,13 @@ __device__ __forceinline__ void ArriveInCluster(Barrier* barrier, int rank) {
       "r"(rank)
       : "memory");
 }
-__device__ __forceinline__ void CopyBulkToCluster(void* shared, const void* global, int bytes,
-                                                  Barrier* barrier, uint32_t ranks) {
+__device__ __forceinline__ void CopyTileToCluster(void* shared, const TileMap& map, int column,
+                                                  int row, Barrier* barrier, uint32_t ranks) {
   NIBBLE_SM90A(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-      "[%1], %2, [%3], %4;" ::"r"(SharedAddress(shared)),
-      "l"(global), "r"(bytes), "r"(SharedAddress(barrier)), "h"(static_cast<uint16_t>(ranks))
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(SharedAddress(shared)),
+      "l"(&map), "r"(column), "r"(row), "r"(SharedAddress(barrier)),
+      "h"(static_cast<uint16_t>(ranks))
       : "memory");
 }
 

@@ -25,7 +25,7 @@ std::vector<uint32_t> Numbers(size_t count) {
   return numbers;
 }
 
-TEST_F(CudaHopperInstruction, HopperBarriersHandARingOn) {
+TEST_F(CudaHopperInstruction, BarriersHandARingOn) {
   constexpr size_t kRounds = 37;
   const std::vector<uint32_t> numbers = Numbers(32 * kRounds);
   const OnDevice<uint32_t> in(numbers);
@@ -36,7 +36,7 @@ TEST_F(CudaHopperInstruction, HopperBarriersHandARingOn) {
   EXPECT_EQ(out.Read(), sums);
 }
 
-TEST_F(CudaHopperInstruction, HopperBulkCopiesArriveAtTheirBarrier) {
+TEST_F(CudaHopperInstruction, BulkCopiesArriveAtTheirBarrier) {
   constexpr size_t kRounds = 5;
   const std::vector<uint32_t> numbers = Numbers(128 * kRounds);
   const OnDevice<uint32_t> in(numbers);
@@ -45,21 +45,23 @@ TEST_F(CudaHopperInstruction, HopperBulkCopiesArriveAtTheirBarrier) {
   EXPECT_EQ(out.Read(), numbers);
 }
 
-TEST_F(CudaHopperInstruction, HopperClusterCopiesReachBothBlocks) {
-  constexpr size_t kClusters = 3, kRounds = 5, kRun = 128 * kRounds;
-  const std::vector<uint32_t> numbers = Numbers(kClusters * kRun);
-  const OnDevice<uint32_t> in(numbers);
-  const auto out = OnDevice<uint32_t>::Poisoned(2 * kClusters * kRun);
-  LaunchClusterCopies(TestDevice(), in.data(), kClusters, kRounds, out.data());
-  std::vector<uint32_t> expected;
-  for (size_t block = 0; block < 2 * kClusters; ++block) {
-    const auto begin = numbers.begin() + static_cast<std::ptrdiff_t>(block / 2 * kRun);
-    expected.insert(expected.end(), begin, begin + kRun);
+TEST_F(CudaHopperInstruction, TilesReachBothBlocksOfACluster) {
+  constexpr size_t kRows = 13, kCols = 2 * 128 + 48, kClusters = 3, kRounds = 3;
+  std::vector<uint8_t> bytes(kRows * kCols);
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(1 + &byte - bytes.data());
+  const OnDevice<uint8_t> in(bytes);
+  const auto out = OnDevice<uint8_t>::Poisoned(2 * kClusters * kRounds * 16 * 128);
+  LaunchClusterTiles(TestDevice(), in.data(), kRows, kCols, kClusters, kRounds, out.data());
+  const std::vector<uint8_t> tiles = out.Read();
+  for (size_t i = 0; i < tiles.size(); ++i) {
+    const size_t column = i % 128 + i / (16 * 128) % kRounds * 128;
+    const size_t row = (i / 128 % 16 + 8) % 16;
+    const int expected = row < kRows && column < kCols ? bytes[row * kCols + column] : 0;
+    ASSERT_EQ(tiles[i], expected) << i;
   }
-  EXPECT_EQ(out.Read(), expected);
 }
 
-TEST_F(CudaHopperInstruction, HopperWarpgroupProducts) {
+TEST_F(CudaHopperInstruction, WarpgroupProducts) {
   constexpr int kDepth = 384;
   std::mt19937 random(9);
   const auto codes = [&](int rows) {
@@ -69,15 +71,7 @@ TEST_F(CudaHopperInstruction, HopperWarpgroupProducts) {
   };
   for (const int n : {128, 256}) {
     const std::vector<int8_t> a = codes(128), b = codes(n);
-    std::vector<int8_t> placed(b.size());  // row r, unit u: at unit u ^ r % 8 of the row
-    for (int r = 0; r < n; ++r) {
-      for (int k = 0; k < kDepth; ++k) {
-        const int unit = k % 128 / 16 ^ r % 8;
-        placed[static_cast<size_t>(k / 128 * n * 128 + r * 128 + unit * 16 + k % 16)] =
-            b[static_cast<size_t>(r * kDepth + k)];
-      }
-    }
-    const OnDevice<int8_t> on_a(a), on_b(placed);
+    const OnDevice<int8_t> on_a(a), on_b(b);
     const auto d = OnDevice<int32_t>::Poisoned(static_cast<size_t>(128 * n));
     LaunchWgmma(TestDevice(), on_a.data(), on_b.data(), n, kDepth, d.data());
     std::vector<int32_t> expected;

@@ -30,6 +30,8 @@ struct PendingCopy {
   size_t bytes;
 };
 
+void MakeCopy(const PendingCopy& copy);
+
 // What the lanes of a warp exchange. The last lane to arrive computes for all.
 struct Warp {
   int arrived = 0;

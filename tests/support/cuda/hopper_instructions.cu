@@ -82,15 +82,22 @@ struct BulkCopyKernel {
   }
 };
 
-struct ClusterCopyKernel {
-  using Params = CopyParams;
+struct TilesParams {
+  TileMap in;
+  int rounds;
+  uint8_t* out;
+};
+
+struct ClusterTilesKernel {
+  using Params = TilesParams;
   static constexpr int kThreads = 64;
   static constexpr int kMinBlocks = 1;
-  static constexpr size_t kSharedBytes = 512 + 2 * sizeof(simt::Barrier);
+  static constexpr int kTileBytes = 8 * simt::kSwizzledRow;
+  static constexpr size_t kSharedBytes = 1024 + 2 * kTileBytes + 2 * sizeof(simt::Barrier);
 
   static NIBBLE_DEVICE void Run(const Params& p) {
-    auto* words = reinterpret_cast<uint32_t*>(simt::Shared());
-    auto* full = reinterpret_cast<simt::Barrier*>(simt::Shared() + 512);
+    uint8_t* tiles = simt::SwizzleAlignedShared();
+    auto* full = reinterpret_cast<simt::Barrier*>(tiles + 2 * kTileBytes);
     simt::Barrier* empty = full + 1;
     if (simt::Thread() == 0) {
       simt::InitBarrier(full, 1);
@@ -100,18 +107,21 @@ struct ClusterCopyKernel {
     simt::SyncCluster();
     simt::WaitForPreviousKernel();
     const int rank = simt::ClusterRank();
-    const uint32_t* in = p.in + simt::BlockX() / 2 * p.rounds * 128;
-    uint32_t* out = p.out + simt::BlockX() * p.rounds * 128;
+    uint8_t* out = p.out + simt::BlockX() * p.rounds * 2 * kTileBytes;
     for (int round = 0; round < p.rounds; ++round) {
       const auto parity = static_cast<uint32_t>(round % 2);
       if (simt::Thread() == 0) {
         simt::WaitPhase(empty, parity ^ 1);
-        simt::ArriveExpecting(full, 512);
-        simt::CopyBulkToCluster(words + 64 * rank, in + 128 * round + 64 * rank, 256, full, 3);
+        simt::ArriveExpecting(full, 2 * kTileBytes);
+        simt::CopyTileToCluster(tiles + (1 - rank) * kTileBytes, p.in, 128 * round, 8 * rank, full,
+                                3);
       }
       simt::SyncWarp();
       simt::WaitPhase(full, parity);
-      for (int i = simt::Thread(); i < 128; i += kThreads) out[128 * round + i] = words[i];
+      for (int i = simt::Thread(); i < 2 * kTileBytes; i += kThreads) {
+        const int row = i / 128, byte = i % 128;
+        out[round * 2 * kTileBytes + i] = tiles[simt::SwizzledUnit(row, byte / 16) + byte % 16];
+      }
       simt::SyncWarp();
       if (simt::Lane() < 2) simt::ArriveInCluster(empty, simt::Lane());
     }
@@ -122,8 +132,8 @@ struct ClusterCopyKernel {
 };
 
 struct WgmmaParams {
+  TileMap b;
   const int8_t* a;
-  const int8_t* b;
   int depth;
   int32_t* d;
 };
@@ -151,7 +161,7 @@ struct WgmmaKernel {
     for (int step = 0; step < p.depth / kRowBytes; ++step) {
       if (simt::Thread() == 0) {
         simt::ArriveExpecting(full, kN * kRowBytes);
-        simt::CopyBulk(b, p.b + step * kN * kRowBytes, kN * kRowBytes, full);
+        simt::CopyTile(b, p.b, step * kRowBytes, 0, full);
       }
       for (int i = simt::Thread(); i < 128 * 8; i += kThreads) {
         simt::CopyAsync16(a + simt::SwizzledUnit(i / 8, i % 8),
@@ -201,16 +211,18 @@ void LaunchRing(Device& device, const uint32_t* in, int rounds, uint32_t* out) {
 void LaunchBulkCopies(Device& device, const uint32_t* in, int rounds, uint32_t* out) {
   LaunchBlocks<BulkCopyKernel>(device, 1, 1, {in, rounds, out});
 }
-void LaunchClusterCopies(Device& device, const uint32_t* in, int clusters, int rounds,
-                         uint32_t* out) {
-  LaunchBlocks<ClusterCopyKernel>(device, clusters, 2, {in, rounds, out});
+void LaunchClusterTiles(Device& device, const uint8_t* in, int64_t rows, int64_t cols, int clusters,
+                        int rounds, uint8_t* out) {
+  const TileMap map = MapTiles(device.stream(), in, rows, cols, 8);
+  LaunchBlocks<ClusterTilesKernel>(device, clusters, 2, {map, rounds, out});
 }
 void LaunchWgmma(Device& device, const int8_t* a, const int8_t* b, int n, int depth, int32_t* d) {
   NIBBLE_CHECK(n == 128 || n == 256);
+  const TileMap map = MapTiles(device.stream(), b, n, depth, n);
   if (n == 128) {
-    LaunchBlocks<WgmmaKernel<128>>(device, 1, 1, {a, b, depth, d});
+    LaunchBlocks<WgmmaKernel<128>>(device, 1, 1, {map, a, depth, d});
   } else {
-    LaunchBlocks<WgmmaKernel<256>>(device, 1, 1, {a, b, depth, d});
+    LaunchBlocks<WgmmaKernel<256>>(device, 1, 1, {map, a, depth, d});
   }
 }
 

@@ -22,15 +22,14 @@ void LaunchRing(Device& device, const uint32_t* in, int rounds, uint32_t* out);
 // them to `out`, (rounds, 128) both.
 void LaunchBulkCopies(Device& device, const uint32_t* in, int rounds, uint32_t* out);
 
-// Clusters of two blocks, `clusters` of them: in each round, each block copies its half of the 128
-// numbers of its cluster and round to both blocks, and both write all of them. in (clusters,
-// rounds, 128), out (2 clusters, rounds, 128).
-void LaunchClusterCopies(Device& device, const uint32_t* in, int clusters, int rounds,
-                         uint32_t* out);
+// Clusters of two blocks, `clusters` of them. In round r each block copies 8 of 16 rows of columns
+// [128 r, 128 r + 128) of `in` (rows, cols), bytes, to both blocks, rows of the second block first;
+// both write all 16 to out (2 clusters, rounds, 16, 128). What is outside of `in` is 0.
+void LaunchClusterTiles(Device& device, const uint8_t* in, int64_t rows, int64_t cols, int clusters,
+                        int rounds, uint8_t* out);
 
-// d (128, n) = a (128, depth) b (n, depth)^T, int8, int32 sums, by two warpgroups of a block; n is
-// 128 or 256, depth a multiple of 128. b is given as rows lie in shared memory: 128 of the summed
-// axis, in units of SwizzledUnit(), then the next 128.
+// d (128, n) = a (128, depth) b (n, depth)^T, int8, int32 sums, by two warpgroups of a block: a by
+// asynchronous copies of threads, b by tiles. n is 128 or 256, depth a multiple of 128.
 void LaunchWgmma(Device& device, const int8_t* a, const int8_t* b, int n, int depth, int32_t* d);
 
 }  // namespace nibble::testing

@@ -34,6 +34,14 @@ void Wait(Fibre& lane, const uint32_t& round, uint32_t seen) {
   lane.fiber->Yield();
 }
 
+void MakeCopy(const PendingCopy& copy) {
+  if (copy.global != nullptr) {
+    std::memcpy(copy.shared, copy.global, copy.bytes);
+  } else {
+    std::memset(copy.shared, 0, copy.bytes);
+  }
+}
+
 void CheckShared(const void* address, size_t bytes, size_t alignment, const char* what) {
   const Block& block = *Self().block;
   const auto* at = static_cast<const uint8_t*>(address);
@@ -87,11 +95,7 @@ void Finish(Fibre& lane, std::vector<PendingCopy>& group) {
         static_cast<size_t>(static_cast<uint8_t*>(copy.shared) - lane.block->shared) / 16;
     lane.block->unfenced[place] = 1;
     lane.unfenced.push_back(place);
-    if (copy.global != nullptr) {
-      std::memcpy(copy.shared, copy.global, copy.bytes);
-    } else {
-      std::memset(copy.shared, 0, copy.bytes);
-    }
+    MakeCopy(copy);
   }
   group.clear();
 }

@@ -111,17 +111,41 @@ void FinishProduct(Fibre& lane, const IssuedProduct& issued) {
   }
 }
 
-void StartBulkCopy(Block& to, size_t place, const void* global, size_t bytes, size_t barrier) {
+void StartCopy(Block& to, size_t place, const void* global, size_t bytes, size_t barrier) {
   std::memset(to.shared + place, kPoison, bytes);
   PhaseBarrier& state = BarrierAt(to, barrier);
   state.copies.push_back({to.shared + place, global, bytes});
   ++state.events;
 }
-void CheckBulkCopy(const void* shared, const void* global, int bytes) {
-  if (bytes <= 0 || bytes % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0) {
-    Fail("a bulk copy of other than whole units of 16 bytes");
+
+// What the emulator keeps in a TileMap.
+struct Matrix {
+  const uint8_t* data;
+  int64_t rows, cols;
+  int tile_rows;
+};
+static_assert(sizeof(Matrix) <= sizeof(TileMap));
+
+// A tile to the place that `shared` is of this block, in block `to`. The copy engine swizzles as
+// products do: by address.
+void StartTileCopy(Block& to, const void* shared, const TileMap& map, int column, int row,
+                   const simt::Barrier* barrier) {
+  Matrix matrix;
+  std::memcpy(&matrix, map.opaque, sizeof(matrix));
+  const Block& block = *Self().block;
+  const size_t place = PlaceOf(block, shared);
+  CheckShared(shared, static_cast<size_t>(matrix.tile_rows) * 128, 1, "the target of a tile");
+  if ((place + kWindow) % 1024 != 0) Fail("a tile that does not begin at a multiple of 1024");
+  for (int r = 0; r < matrix.tile_rows; ++r) {
+    for (int c = 0; c < 128; c += 16) {
+      const bool inside =
+          row + r >= 0 && row + r < matrix.rows && column + c >= 0 && column + c < matrix.cols;
+      const size_t linear = place + kWindow + static_cast<size_t>(128 * r + c);
+      StartCopy(to, (linear ^ (linear >> 7 & 7) << 4) - kWindow,
+                inside ? matrix.data + (row + r) * matrix.cols + column + c : nullptr, 16,
+                PlaceOf(block, barrier));
+    }
   }
-  CheckShared(shared, static_cast<size_t>(bytes), 16, "the target of a bulk copy");
 }
 
 }  // namespace
@@ -137,6 +161,16 @@ void CheckEnded(const Fibre& lane) {
 }
 
 }  // namespace emulator
+
+TileMap MapTiles(Stream&, const void* data, int64_t rows, int64_t cols, int tile_rows) {
+  if (reinterpret_cast<uintptr_t>(data) % 16 != 0 || cols % 16 != 0 || tile_rows > 256) {
+    emulator::Fail("a matrix that the copy engine does not take");
+  }
+  const emulator::Matrix matrix{static_cast<const uint8_t*>(data), rows, cols, tile_rows};
+  TileMap map{};
+  std::memcpy(map.opaque, &matrix, sizeof(matrix));
+  return map;
+}
 
 namespace simt {
 
@@ -161,7 +195,7 @@ void WaitPhase(Barrier* barrier, uint32_t parity) {
     const std::vector<PendingCopy> copies = std::move(state.copies);
     state.copies.clear();
     for (const PendingCopy& copy : copies) {
-      std::memcpy(copy.shared, copy.global, copy.bytes);
+      MakeCopy(copy);
       state.bytes -= static_cast<int64_t>(copy.bytes);
     }
     EndPhase(state);
@@ -170,10 +204,16 @@ void WaitPhase(Barrier* barrier, uint32_t parity) {
 }
 
 void CopyBulk(void* shared, const void* global, int bytes, Barrier* barrier) {
-  CheckBulkCopy(shared, global, bytes);
+  if (bytes <= 0 || bytes % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0) {
+    Fail("a bulk copy of other than whole units of 16 bytes");
+  }
+  CheckShared(shared, static_cast<size_t>(bytes), 16, "the target of a bulk copy");
   Block& block = *Self().block;
-  StartBulkCopy(block, PlaceOf(block, shared), global, static_cast<size_t>(bytes),
-                PlaceOf(block, barrier));
+  StartCopy(block, PlaceOf(block, shared), global, static_cast<size_t>(bytes),
+            PlaceOf(block, barrier));
+}
+void CopyTile(void* shared, const TileMap& map, int column, int row, Barrier* barrier) {
+  StartTileCopy(*Self().block, shared, map, column, row, barrier);
 }
 void FenceAsyncShared() {
   Fibre& lane = Self();
@@ -200,14 +240,10 @@ void ArriveInCluster(Barrier* barrier, int rank) {
   const size_t place = PlaceOf(*Self().block, barrier);
   ArriveOn(BarrierAt(Peer(static_cast<uint32_t>(rank)), place), 0);
 }
-void CopyBulkToCluster(void* shared, const void* global, int bytes, Barrier* barrier,
+void CopyTileToCluster(void* shared, const TileMap& map, int column, int row, Barrier* barrier,
                        uint32_t ranks) {
-  CheckBulkCopy(shared, global, bytes);
-  const Block& block = *Self().block;
   for (uint32_t rank = 0; rank < 32; ++rank) {
-    if ((ranks >> rank & 1) == 0) continue;
-    StartBulkCopy(Peer(rank), PlaceOf(block, shared), global, static_cast<size_t>(bytes),
-                  PlaceOf(block, barrier));
+    if ((ranks >> rank & 1) != 0) StartTileCopy(Peer(rank), shared, map, column, row, barrier);
   }
 }
 
