@@ -10,6 +10,7 @@
 #include "kernels/cuda/linear_e4m3.h"
 #include "kernels/cuda/linear_exact.h"
 #include "kernels/cuda/linear_rows.h"
+#include "kernels/cuda/linear_wgmma.h"
 #include "kernels/cuda/pack_weight.h"
 #include "kernels/cuda/row_ops.h"
 
@@ -17,6 +18,8 @@ namespace nibble {
 namespace {
 
 constexpr int64_t kAnyRows = std::numeric_limits<int64_t>::max();
+// Up to here bytes of the weights count, above it multiplications.
+constexpr int64_t kFewTokens = 64;
 // Weights are dequantized in slices of output features of at most this size, whole output tiles:
 // the library takes it that every matrix is aligned to 256 bytes.
 constexpr size_t kSliceBytes = size_t{128} << 20;
@@ -165,6 +168,13 @@ absl::Status RunInt8(const LinearCall& call) {
   LaunchLinearInt8(call.device, RowsArgs(call));
   return absl::OkStatus();
 }
+bool TakesInt8Wgmma(const LinearCall& call) {
+  return TakesLinearWgmma(call.device.info(), call.in.cols);
+}
+absl::Status RunInt8Wgmma(const LinearCall& call) {
+  LaunchLinearWgmma(call.device, RowsArgs(call), call.device.info().multiprocessors);
+  return absl::OkStatus();
+}
 absl::Status RunE4M3(const LinearCall& call) {
   LaunchLinearE4M3(call.device, RowsArgs(call));
   return absl::OkStatus();
@@ -228,11 +238,12 @@ absl::Status RunE4M3Library(const LinearCall& call) {
   return absl::OkStatus();
 }
 
-// The first row of the part's kind that has room for the tokens multiplies it.
+// The first row of the part's kind that has room for the tokens, and takes the call, multiplies it.
 struct LinearRow {
   LinearKind kind;
   int64_t max_rows;
   absl::Status (*run)(const LinearCall& call);
+  bool (*takes)(const LinearCall& call) = nullptr;  // any call
 };
 // clang-format off
 constexpr LinearRow kLinearTable[] = {
@@ -244,6 +255,8 @@ constexpr LinearRow kLinearTable[] = {
     {LinearKind::kPacked4, kAnyRows,         RunUnpacked},
     {LinearKind::kPacked8, kMaxLinearTokens, RunW8A16},
     {LinearKind::kPacked8, kAnyRows,         RunUnpacked},
+    {LinearKind::kInt8,    kFewTokens,       RunInt8},
+    {LinearKind::kInt8,    kAnyRows,         RunInt8Wgmma, TakesInt8Wgmma},
     {LinearKind::kInt8,    kAnyRows,         RunInt8},
     {LinearKind::kE4M3,    kMaxE4M3Tokens,   RunE4M3},
     {LinearKind::kE4M3,    kAnyRows,         RunE4M3Library},
@@ -525,11 +538,14 @@ absl::Status RunCudaLinear(Device& device, LinearWorkspace& workspace, const Lin
   NIBBLE_CHECK(args.in.count == static_cast<int>(linear.formats.size()));
   if (args.rows == 0) return absl::OkStatus();
   for (const LinearPart& part : linear.parts) {
+    const LinearCall call{device, workspace, part, args.in.views[static_cast<size_t>(part.format)],
+                          args};
     const LinearRow* row = kLinearTable;
-    while (row->kind != part.kind || args.rows > row->max_rows) ++row;
-    const absl::Status status =
-        row->run({device, workspace, part, args.in.views[static_cast<size_t>(part.format)], args});
-    if (!status.ok()) return status;
+    while (row->kind != part.kind || args.rows > row->max_rows ||
+           (row->takes != nullptr && !row->takes(call))) {
+      ++row;
+    }
+    if (absl::Status status = row->run(call); !status.ok()) return status;
   }
   return absl::OkStatus();
 }

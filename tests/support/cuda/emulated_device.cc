@@ -49,8 +49,8 @@ absl::StatusOr<std::unique_ptr<Device>> Device::Open(int ordinal) {
   std::unique_ptr<Device> device(new Device(std::make_unique<Impl>()));
   const testing::EmulatedDeviceOptions& options = testing::EmulatedDevice();
   device->info_ = DeviceInfo{
-      "emulator",           8, 0, options.multiprocessors, size_t{163} << 10, size_t{1} << 20,
-      options.memory_bytes, ""};
+      "emulator",      options.major,        0, options.multiprocessors, size_t{163} << 10,
+      size_t{1} << 20, options.memory_bytes, ""};
   return device;
 }
 

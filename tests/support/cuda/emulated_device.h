@@ -8,6 +8,7 @@ namespace nibble::testing {
 
 struct EmulatedDeviceOptions {
   int multiprocessors = 4;
+  int major = 8;  // compute capability
   size_t memory_bytes = size_t{1} << 30;
   bool e4m3_products = false;  // whether the library multiplies e4m3, as on 9.0
 };

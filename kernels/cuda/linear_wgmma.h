@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// The W8A8 product for many tokens on compute capability 9.0.
+#pragma once
+
+#include "kernels/cuda/linear_rows.h"
+
+namespace nibble {
+
+// ---- The order of output tiles
+// Blocks take tiles one after the other in this order; those that run at the same time share the
+// rows of tokens and weights that they read, which then come from the second-level cache: tiles of
+// one column after the other, of up to kWgmmaGroup rows of tiles.
+inline constexpr int kWgmmaGroup = 8;
+
+struct WgmmaTile {
+  int row, column;
+};
+NIBBLE_HD constexpr WgmmaTile WgmmaTileOf(int index, int rows, int columns) {
+  const int group = index / (kWgmmaGroup * columns);
+  const int first = group * kWgmmaGroup;
+  const int height = rows - first < kWgmmaGroup ? rows - first : kWgmmaGroup;
+  const int place = index - first * columns;
+  return {first + place % height, place / height};
+}
+
+// ---- The product
+
+// Whether the kernel takes it: 9.0, rows of whole units of 16 bytes.
+bool TakesLinearWgmma(const DeviceInfo& device, int64_t cols);
+
+// LaunchLinearInt8, the same bits. `blocks` is how many blocks take tiles, two at least;
+// usually the device's multiprocessors.
+void LaunchLinearWgmma(Device& device, const LinearRowsArgs& args, int blocks);
+
+}  // namespace nibble

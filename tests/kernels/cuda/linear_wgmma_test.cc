@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// The W8A8 product of 9.0 against its definition, to the bit.
+#include "kernels/cuda/linear_wgmma.h"
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <set>
+#include <utility>
+
+#include "kernels/cuda/linear.h"
+#include "tests/kernels/cuda/int8_product.h"
+#include "tests/support/cuda/emulated_device.h"
+#include "tests/support/cuda/hopper_instructions.h"
+#include "tests/support/shapes.h"
+
+namespace nibble::testing {
+namespace {
+
+TEST(WgmmaTileTest, EveryTileHasOnePlaceInTheOrder) {
+  for (const int rows : {1, 7, 8, 9, 20}) {
+    for (const int columns : {1, 5, 16}) {
+      std::set<std::pair<int, int>> seen;
+      for (int i = 0; i < rows * columns; ++i) {
+        const WgmmaTile tile = WgmmaTileOf(i, rows, columns);
+        EXPECT_TRUE(tile.row >= 0 && tile.row < rows && tile.column >= 0 && tile.column < columns);
+        seen.emplace(tile.row, tile.column);
+      }
+      EXPECT_EQ(static_cast<int>(seen.size()), rows * columns);
+    }
+  }
+}
+
+class CudaLinearWgmmaTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!HasHopperInstructions(TestDevice())) GTEST_SKIP() << "compute capability 9.0 only";
+  }
+  // By `blocks` blocks.
+  static void ExpectExact(int blocks, const std::vector<int64_t>& outs, int64_t rows, int64_t cols,
+                          DType type, bool biased) {
+    ExpectExactInt8(
+        [blocks](Device& device, const LinearRowsArgs& args) {
+          LaunchLinearWgmma(device, args, blocks);
+        },
+        outs, rows, cols, type, biased);
+  }
+};
+
+TEST_F(CudaLinearWgmmaTest, ExactForOddShapes) {
+  for (const LinearShape& shape : kLinearShapes) {
+    const bool odd = shape.rows % 2 != 0;
+    ExpectExact(4, {shape.out}, shape.rows, (shape.in + 15) / 16 * 16,
+                odd ? DType::kBF16 : DType::kF32, odd);
+  }
+}
+
+// 200 tokens and 260 features are two tiles of tokens and two of 256 features, or three of 128:
+// more than the blocks below, for which wide tiles are taken, and less.
+TEST_F(CudaLinearWgmmaTest, WideAndNarrowTilesForPairsOfBlocks) {
+  for (const int blocks : {2, 4, 6}) {
+    ExpectExact(blocks, {260}, 200, 272, DType::kBF16, true);
+    ExpectExact(blocks, {264}, 130, 144, DType::kF32, false);
+  }
+}
+
+TEST_F(CudaLinearWgmmaTest, RingsGoRoundAndTilesFollowEachOther) {
+  ExpectExact(2, {300, 520}, 129, 912, DType::kBF16, false);
+  ExpectExact(2, {136}, 70, 1040, DType::kF32, true);
+}
+
+TEST_F(CudaLinearWgmmaTest, ThreeWeightsThatShareTheirInput) {
+  for (const int64_t rows : {66, 257}) {
+    ExpectExact(4, {70, 33, 129}, rows, 208, DType::kBF16, true);
+  }
+}
+
+// As the backend takes it: on 9.0, for rows that the copy engine takes. 65 tokens are the first.
+TEST_F(CudaLinearWgmmaTest, TheBackendTakesItForManyTokens) {
+  EmulatedDevice().major = 9;
+  const std::unique_ptr<Device> device = Device::Open(0).value();
+  EmulatedDevice() = {};
+  EXPECT_TRUE(TakesLinearWgmma(device->info(), 80));
+  EXPECT_FALSE(TakesLinearWgmma(device->info(), 72));
+  DeviceInfo older = device->info();
+  older.major = 8;
+  EXPECT_FALSE(TakesLinearWgmma(older, 80));
+  constexpr int64_t kRows = 65, kFeatures = 40;
+  const auto workspace = LinearWorkspace::Make(*device).value();
+  for (const int64_t cols : {80, 72}) {
+    const RandomWeight weight(W8A8(), kFeatures, cols, 0);  // the first of ExpectExactInt8
+    const auto linear =
+        PrepareCudaLinear(*device, *workspace, {{weight.view()}, {}}, Mode::kFast).value();
+    ExpectExactInt8(
+        [&](Device& tests, const LinearRowsArgs& args) {
+          ASSERT_TRUE(tests.Sync().ok());
+          LinearArgs call{};
+          call.linear = linear.get();
+          call.in.count = 1;
+          call.in.views[0] = {{DType::kI8, kWholeRow},
+                              cols,
+                              const_cast<void*>(args.x),
+                              const_cast<float*>(args.scales),
+                              nullptr};
+          call.rows = args.rows;
+          call.out[0] = args.weights[0].out;
+          ASSERT_TRUE(RunCudaLinear(*device, *workspace, call).ok());
+          ASSERT_TRUE(device->Sync().ok());
+        },
+        {kFeatures}, kRows, cols, DType::kBF16, false);
+  }
+}
+
+}  // namespace
+}  // namespace nibble::testing
