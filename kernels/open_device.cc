@@ -26,7 +26,7 @@ int CudaOrdinal(std::string_view device) {
   return whole && ordinal >= 0 && ordinal <= kMaxOrdinal ? ordinal : -1;
 }
 
-absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(int ordinal) {
+absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(int ordinal, const CudaOptions& options) {
   std::error_code error;
   const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", error);
   const std::filesystem::path library = program.parent_path() / "libnibble_cuda.so";
@@ -38,7 +38,7 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(int ordinal) {
   const auto open = reinterpret_cast<OpenCudaBackend*>(dlsym(handle, kOpenCudaBackend));
   if (open == nullptr) return absl::NotFoundError(absl::StrCat(library.string(), " has no entry"));
   std::string why;
-  Backend* backend = open(ordinal, &why);
+  Backend* backend = open(ordinal, options, &why);
   if (backend == nullptr) return absl::NotFoundError(why);
   return std::unique_ptr<Backend>(backend);
 }
@@ -52,7 +52,8 @@ absl::Status CheckDeviceName(std::string_view device) {
                                                  kMaxOrdinal));
 }
 
-absl::StatusOr<OpenedDevice> OpenDevice(std::string_view device, const CpuOptions& cpu) {
+absl::StatusOr<OpenedDevice> OpenDevice(std::string_view device, const CpuOptions& cpu,
+                                        const CudaOptions& cuda) {
   if (absl::Status status = CheckDeviceName(device); !status.ok()) return status;
   if (!cpu.tier.empty() && CudaOrdinal(device) >= 0) {
     return absl::InvalidArgumentError(
@@ -61,7 +62,7 @@ absl::StatusOr<OpenedDevice> OpenDevice(std::string_view device, const CpuOption
   std::string why;
   if (device != "cpu" && cpu.tier.empty()) {
     absl::StatusOr<std::unique_ptr<Backend>> gpu =
-        OpenCuda(device == "auto" ? 0 : CudaOrdinal(device));
+        OpenCuda(device == "auto" ? 0 : CudaOrdinal(device), cuda);
     if (gpu.ok()) {
       std::string line = (*gpu)->Description();
       return OpenedDevice{*std::move(gpu), true, std::move(line)};

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
+#include "kernels/cuda/cuda_options.h"
 
 namespace nibble {
 
@@ -24,9 +25,10 @@ struct OpenedDevice {
 absl::Status CheckDeviceName(std::string_view device);
 
 // auto: the first GPU if the CUDA backend starts, otherwise the CPU. cuda:N: that GPU, or NotFound
-// saying what is missing (library, driver, device). `cpu` applies where the CPU is chosen; naming
-// an instruction tier chooses it, and beside cuda:N is InvalidArgument. The CUDA backend is
-// libnibble_cuda.so beside the running program; it is opened once and never closed.
-absl::StatusOr<OpenedDevice> OpenDevice(std::string_view device, const CpuOptions& cpu);
+// saying what is missing (library, driver, device). `cpu` applies where the CPU is chosen, `cuda`
+// where a GPU is; naming an instruction tier chooses it, and beside cuda:N is InvalidArgument. The
+// CUDA backend is libnibble_cuda.so beside the running program; it is opened once and never closed.
+absl::StatusOr<OpenedDevice> OpenDevice(std::string_view device, const CpuOptions& cpu,
+                                        const CudaOptions& cuda = {});
 
 }  // namespace nibble

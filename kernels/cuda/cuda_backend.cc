@@ -39,6 +39,7 @@ class CudaBackend : public Backend {
   std::string Description() const override {
     const DeviceInfo& info = device_->info();
     return absl::StrCat("cuda (", info.name, ", ", info.total_bytes >> 30, " GiB)",
+                        linear_->batch_invariant() ? ", batch-invariant" : "",
                         info.note.empty() ? "" : "; ", info.note);
   }
   std::string Tier() const override {
@@ -243,8 +244,9 @@ void CudaBackend::Sample(const SampleArgs& args) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(std::unique_ptr<Device> device) {
-  absl::StatusOr<std::unique_ptr<LinearWorkspace>> linear = LinearWorkspace::Make(*device);
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(std::unique_ptr<Device> device,
+                                                         const CudaOptions& options) {
+  absl::StatusOr<std::unique_ptr<LinearWorkspace>> linear = LinearWorkspace::Make(*device, options);
   if (!linear.ok()) return linear.status();
   return std::make_unique<CudaBackend>(std::move(device), *std::move(linear));
 }

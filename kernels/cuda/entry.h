@@ -6,11 +6,12 @@
 #include <string>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/cuda_options.h"
 
 namespace nibble {
 
 // The backend of a GPU, owned by the caller, or nullptr and the reason in `why`.
-using OpenCudaBackend = Backend*(int ordinal, std::string* why);
+using OpenCudaBackend = Backend*(int ordinal, const CudaOptions& options, std::string* why);
 inline constexpr char kOpenCudaBackend[] = "nibble_open_cuda_backend";
 
 }  // namespace nibble

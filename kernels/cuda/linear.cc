@@ -73,26 +73,31 @@ void AddBias(const LinearCall& call, int i) {
   LaunchAddBias(call.device, {call.out(i), call.bias(i), call.args.rows, call.weight(i).rows});
 }
 
-absl::Status RunDense(const LinearCall& call) {
-  for (int i = 0; i < call.part.count; ++i) {
-    if (absl::Status status = MultiplyDense(call, i, call.weight(i).codes, 0, call.weight(i).rows);
-        !status.ok()) {
-      return status;
-    }
-    AddBias(call, i);
-  }
-  return absl::OkStatus();
-}
-
 // Output features in a slice of dequantized weights.
 int64_t SliceFeatures(const LinearCall& call, int i) {
   const auto room = static_cast<int64_t>(call.workspace.dequantized_bytes());
   return std::max(kSliceStep, room / (2 * call.weight(i).cols) / kSliceStep * kSliceStep);
 }
 
-// By slices of output features, whose weights come from dequantize(i, first, count, to).
-template <typename Dequantize>
-absl::Status MultiplySlices(const LinearCall& call, Dequantize&& dequantize) {
+// The same without the library: a row's bits depend on its token and the weight only.
+absl::Status MultiplyRows(const LinearCall& call, int i, const void* weights, int64_t first,
+                          int64_t count) {
+  Floats out = call.out(i);
+  out.data = static_cast<uint8_t*>(out.data) + static_cast<size_t>(first) * BytesOf(out.dtype);
+  LinearRowsArgs args;
+  args.count = 1;
+  args.weights[0] = {weights, nullptr, nullptr, count, out, call.weight(i).rows};
+  args.x = call.in.data;
+  args.rows = call.args.rows;
+  args.cols = call.weight(i).cols;
+  LaunchLinearBF16(call.device, args);
+  return absl::OkStatus();
+}
+
+// By slices of output features, whose weights come from dequantize(i, first, count, to) and are
+// multiplied by multiply(call, i, weights, first, count).
+template <typename Dequantize, typename Multiply>
+absl::Status MultiplySlices(const LinearCall& call, Dequantize&& dequantize, Multiply&& multiply) {
   const Floats to{call.workspace.dequantized(), DType::kBF16};
   for (int i = 0; i < call.part.count; ++i) {
     const DeviceWeight& weight = call.weight(i);
@@ -100,7 +105,7 @@ absl::Status MultiplySlices(const LinearCall& call, Dequantize&& dequantize) {
     for (int64_t first = 0; first < weight.rows; first += slice) {
       const int64_t count = std::min(slice, weight.rows - first);
       dequantize(i, first, count, to);
-      if (absl::Status status = MultiplyDense(call, i, to.data, first, count); !status.ok()) {
+      if (absl::Status status = multiply(call, i, to.data, first, count); !status.ok()) {
         return status;
       }
     }
@@ -109,18 +114,37 @@ absl::Status MultiplySlices(const LinearCall& call, Dequantize&& dequantize) {
   return absl::OkStatus();
 }
 
-absl::Status RunDequantized(const LinearCall& call) {
-  return MultiplySlices(call, [&](int i, int64_t first, int64_t count, const Floats& to) {
-    LaunchDequantize(call.device, call.weight(i), first, count, to);
-  });
+template <typename Multiply>
+absl::Status Dense(const LinearCall& call, Multiply&& multiply) {
+  for (int i = 0; i < call.part.count; ++i) {
+    const DeviceWeight& weight = call.weight(i);
+    if (absl::Status status = multiply(call, i, weight.codes, 0, weight.rows); !status.ok()) {
+      return status;
+    }
+    AddBias(call, i);
+  }
+  return absl::OkStatus();
 }
+absl::Status RunDense(const LinearCall& call) { return Dense(call, MultiplyDense); }
+absl::Status RunDenseRows(const LinearCall& call) { return Dense(call, MultiplyRows); }
+
+template <typename Multiply>
+absl::Status Dequantized(const LinearCall& call, Multiply&& multiply) {
+  const auto dequantize = [&](int i, int64_t first, int64_t count, const Floats& to) {
+    LaunchDequantize(call.device, call.weight(i), first, count, to);
+  };
+  return MultiplySlices(call, dequantize, multiply);
+}
+absl::Status RunDequantized(const LinearCall& call) { return Dequantized(call, MultiplyDense); }
+absl::Status RunDequantizedRows(const LinearCall& call) { return Dequantized(call, MultiplyRows); }
 
 absl::Status RunUnpacked(const LinearCall& call) {
-  return MultiplySlices(call, [&](int i, int64_t first, int64_t count, const Floats& to) {
+  const auto dequantize = [&](int i, int64_t first, int64_t count, const Floats& to) {
     int tile = static_cast<int>(first / kPackedTile);
     for (int before = 0; before < i; ++before) tile += PackedTiles(call.weight(before).rows);
     LaunchDequantizePacked(call.device, {call.part.packed, tile, count, call.weight(i).cols, to});
-  });
+  };
+  return MultiplySlices(call, dequantize, MultiplyDense);
 }
 
 PackedLinearArgs PackedArgs(const LinearCall& call) {
@@ -260,6 +284,19 @@ constexpr LinearRow kLinearTable[] = {
     {LinearKind::kInt8,    kAnyRows,         RunInt8},
     {LinearKind::kE4M3,    kMaxE4M3Tokens,   RunE4M3},
     {LinearKind::kE4M3,    kAnyRows,         RunE4M3Library},
+};
+// CudaOptions::batch_invariant. Each of these computes a row from its own token alone, and those of
+// one kind to the same bits.
+constexpr LinearRow kInvariantTable[] = {
+    {LinearKind::kExact,   kAnyRows,         RunExact},
+    {LinearKind::kDense,   kAnyRows,         RunDenseRows},
+    {LinearKind::kStored,  kAnyRows,         RunDequantizedRows},
+    {LinearKind::kPacked4, kAnyRows,         RunW4A16},
+    {LinearKind::kPacked8, kAnyRows,         RunW8A16},
+    {LinearKind::kInt8,    kFewTokens,       RunInt8},  // sums are exact: the same bits
+    {LinearKind::kInt8,    kAnyRows,         RunInt8Wgmma, TakesInt8Wgmma},
+    {LinearKind::kInt8,    kAnyRows,         RunInt8},
+    {LinearKind::kE4M3,    kAnyRows,         RunE4M3},
 };
 // clang-format on
 
@@ -415,8 +452,10 @@ size_t CudaLinear::resident_bytes() const {
   return bytes;
 }
 
-absl::StatusOr<std::unique_ptr<LinearWorkspace>> LinearWorkspace::Make(Device& device) {
+absl::StatusOr<std::unique_ptr<LinearWorkspace>> LinearWorkspace::Make(Device& device,
+                                                                       const CudaOptions& options) {
   auto workspace = std::make_unique<LinearWorkspace>();
+  workspace->options_ = options;
   absl::StatusOr<DeviceMemory> parts = DeviceMemory::Allocate(
       device, static_cast<size_t>(LinearPartFloats(device.info().multiprocessors)) * sizeof(float));
   if (!parts.ok()) return parts.status();
@@ -540,7 +579,7 @@ absl::Status RunCudaLinear(Device& device, LinearWorkspace& workspace, const Lin
   for (const LinearPart& part : linear.parts) {
     const LinearCall call{device, workspace, part, args.in.views[static_cast<size_t>(part.format)],
                           args};
-    const LinearRow* row = kLinearTable;
+    const LinearRow* row = workspace.batch_invariant() ? kInvariantTable : kLinearTable;
     while (row->kind != part.kind || args.rows > row->max_rows ||
            (row->takes != nullptr && !row->takes(call))) {
       ++row;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The linears of the CUDA backend: how each weight is kept, and which kernel multiplies it for how
-// many tokens (kLinearTable in linear.cc).
+// many tokens (kLinearTable in linear.cc; kInvariantTable where results must not depend on that).
 #pragma once
 
 #include <array>
@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
+#include "kernels/cuda/cuda_options.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/device_weight.h"
 #include "kernels/cuda/embed.h"
@@ -54,7 +55,9 @@ class CudaLinear : public PreparedLinear {
 // Scratch that the products of one device share, in stream order.
 class LinearWorkspace {
  public:
-  static absl::StatusOr<std::unique_ptr<LinearWorkspace>> Make(Device& device);
+  static absl::StatusOr<std::unique_ptr<LinearWorkspace>> Make(Device& device,
+                                                               const CudaOptions& options = {});
+  bool batch_invariant() const { return options_.batch_invariant; }
   LinearScratch packed() const;
   // A slice of dequantized weights: bf16, this many bytes.
   uint16_t* dequantized() const { return dequantized_.as<uint16_t>(); }
@@ -68,6 +71,7 @@ class LinearWorkspace {
   absl::Status ReserveWidened(Device& device, size_t tokens_bytes, size_t sums_bytes);
 
  private:
+  CudaOptions options_;
   DeviceMemory parts_, arrived_, dequantized_, tokens_, sums_;
 };
 

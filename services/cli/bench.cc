@@ -50,6 +50,7 @@ struct Options {
   int32_t depth = 0;
   int repeat = 3;
   bool exact = false;
+  bool batch_invariant = false;
   bool no_ceilings = false;
   bool json = false;
 };
@@ -216,7 +217,8 @@ absl::StatusOr<nlohmann::json> Measure(const Options& options, const std::string
   runner_options.kv_bytes = spec.BytesPerBlock() * blocks * largest;
 
   absl::StatusOr<OpenedDevice> opened_device =
-      OpenDevice(options.device, {.threads = options.threads, .tier = options.tier});
+      OpenDevice(options.device, {.threads = options.threads, .tier = options.tier},
+                 {.batch_invariant = options.batch_invariant});
   if (!opened_device.ok()) return opened_device.status();
   Backend& device = *opened_device->backend;
   nlohmann::json result = {{"artifact", path},
@@ -353,6 +355,8 @@ RunVerb AddBench(CLI::App& command) {
   command.add_option("--keep", options->keep,
                      "write the synthetic artifact here and keep it; used again if it is there");
   command.add_option("--device", options->device, "auto, cpu or cuda:N")->capture_default_str();
+  command.add_flag("--batch-invariant", options->batch_invariant,
+                   "on a GPU, give a token the same bits whatever else is in the step; slower");
   command.add_option("--threads", options->threads, "0 = one for each CPU")
       ->check(CLI::Range(0, 256));
   command.add_option("--tier", options->tier,

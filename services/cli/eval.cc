@@ -38,6 +38,7 @@ struct Options {
   std::string device = "auto";
   int threads = 0;
   bool exact = false;
+  bool batch_invariant = false;
   bool per_document = false;
   bool json = false;
 };
@@ -97,7 +98,8 @@ absl::StatusOr<nlohmann::json> Run(const Options& options) {
 
   const Mode mode = options.exact ? Mode::kExact : Mode::kFast;
   absl::StatusOr<OpenedDevice> device =
-      OpenDevice(options.device, {.threads = options.threads, .tier = ""});
+      OpenDevice(options.device, {.threads = options.threads, .tier = ""},
+                 {.batch_invariant = options.batch_invariant});
   if (!device.ok()) return device.status();
   Backend& backend = *device->backend;
   absl::StatusOr<std::unique_ptr<Decoder>> model = LoadDecoder(*opened, backend, mode, context);
@@ -204,6 +206,8 @@ RunVerb AddEval(CLI::App& command) {
   command.add_option("--against-kv", options->against_kv,
                      "that of --against; default: bf16, or f32 where --kv is");
   command.add_option("--device", options->device, "auto, cpu or cuda:N")->capture_default_str();
+  command.add_flag("--batch-invariant", options->batch_invariant,
+                   "on a GPU, give a token the same bits whatever else is in the step; slower");
   command.add_option("--threads", options->threads, "0 = one for each CPU")
       ->check(CLI::Range(0, 256));
   command.add_flag("--per-document", options->per_document,

@@ -80,7 +80,8 @@ absl::Status RunServer(const Settings& settings) {
   std::unique_ptr<GenerationServer> generation;
   if (HasRole(settings, "generation")) {
     const absl::StatusOr<OpenedDevice> device =
-        OpenDevice(settings.device, {.threads = settings.threads, .tier = ""});
+        OpenDevice(settings.device, {.threads = settings.threads, .tier = ""},
+                   {.batch_invariant = settings.batch_invariant});
     if (!device.ok()) return device.status();
     LogInfo("device", {{"runs", device->line}});
     absl::Status swept = SweepScratch(ScratchDirectory(settings));

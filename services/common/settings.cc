@@ -25,6 +25,7 @@ const SettingRow kRows[] = {
     {"--roles", &S::roles, 0, 0, "services to run: quantization, generation", "Where"},
     {"--load", &S::load, 0, 0, "NAME=SOURCE: serve this artifact, model or path beneath --model-root from the start", "Where"},
     {"--device", &S::device, 0, 0, "what runs models: cpu, cuda:N (the N-th GPU), or auto: the first GPU if there is one, else the CPU", "Where"},
+    {"--batch-invariant", &S::batch_invariant, 0, 0, "on a GPU: a token's bits do not depend on the other tokens of a step; slower. On the CPU they never do", "Where"},
     {"--threads", &S::threads, 0, 256, "threads of each model; 0 = one for each CPU", "Where"},
 
     {"--tls-cert", &S::tls_cert, 0, 0, "PEM file with the server's certificate chain", "Who may call"},

@@ -25,6 +25,7 @@ struct Settings {
   std::vector<std::string> roles = {"quantization", "generation"};
   std::vector<std::string> load;  // NAME=SOURCE
   std::string device = "auto";
+  bool batch_invariant = false;
   int32_t threads = 0;
 
   // Who.

@@ -190,7 +190,8 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const std::string
       }
     }
     absl::StatusOr<OpenedDevice> device =
-        OpenDevice(settings.device, {.threads = settings.threads, .tier = ""});
+        OpenDevice(settings.device, {.threads = settings.threads, .tier = ""},
+                   {.batch_invariant = settings.batch_invariant});
     if (!device.ok()) return device.status();
     absl::StatusOr<std::unique_ptr<DecoderRunner>> loaded = DecoderRunner::Load(
         std::move(device->backend), opened->config, *opened->checkpoint, options);

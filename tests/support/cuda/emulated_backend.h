@@ -8,10 +8,11 @@
 
 namespace nibble::testing {
 
-inline absl::StatusOr<std::unique_ptr<Backend>> MakeEmulatedBackend() {
+inline absl::StatusOr<std::unique_ptr<Backend>> MakeEmulatedBackend(
+    const CudaOptions& options = {}) {
   absl::StatusOr<std::unique_ptr<Device>> device = Device::Open(0);
   if (!device.ok()) return device.status();
-  return MakeCudaBackend(*std::move(device));
+  return MakeCudaBackend(*std::move(device), options);
 }
 
 }  // namespace nibble::testing

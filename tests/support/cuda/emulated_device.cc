@@ -26,6 +26,25 @@ float LoadElement(const void* data, DType type, int64_t i) {
   }
 }
 
+double Sum(const Matmul& matmul, int64_t m, int64_t n) {
+  const auto product = [&](int64_t k) {
+    return static_cast<double>(LoadElement(matmul.a, matmul.in, m * matmul.lda + k)) *
+           static_cast<double>(LoadElement(matmul.b, matmul.in, n * matmul.ldb + k));
+  };
+  double sum = 0;
+  if (!testing::EmulatedDevice().order_by_rows || matmul.in == DType::kI8) {
+    for (int64_t k = 0; k < matmul.k; ++k) sum += product(k);
+    return sum;
+  }
+  const int64_t stride = matmul.m % 4 + 1;
+  for (int64_t first = 0; first < stride; ++first) {
+    float part = 0;
+    for (int64_t k = first; k < matmul.k; k += stride) part += static_cast<float>(product(k));
+    sum += static_cast<double>(part);
+  }
+  return sum;
+}
+
 }  // namespace
 
 struct Device::Impl {
@@ -96,11 +115,7 @@ absl::Status Device::Multiply(const Matmul& matmul) {
   }
   for (int64_t m = 0; m < matmul.m; ++m) {
     for (int64_t n = 0; n < matmul.n; ++n) {
-      double sum = 0;
-      for (int64_t k = 0; k < matmul.k; ++k) {
-        sum += static_cast<double>(LoadElement(matmul.a, matmul.in, m * matmul.lda + k)) *
-               static_cast<double>(LoadElement(matmul.b, matmul.in, n * matmul.ldb + k));
-      }
+      double sum = Sum(matmul, m, n);
       if (scaled) {
         sum *= static_cast<double>(matmul.a_scales[m]) * static_cast<double>(matmul.b_scales[n]);
       }
