@@ -11,10 +11,11 @@
 //
 // Limit: int8 multiplications. A stage of a wide tile is 128 x 256 x 128 of them, 1024 cycles at
 // 4096 a cycle, in which a multiprocessor fetches 32 KiB from the second-level cache (48 KiB
-// without the cluster) and its tensor cores read 80 of the 128 KiB that shared memory gives. At 2048 tokens a 28672 x 4096 weight is 1792 wide tiles, 13.6
-// for each of 132 multiprocessors, and a tile is 32 stages: the last round leaves 0.97 of the rate,
-// outputs some 0.95 of that. Expected: 0.75 of what the library reaches for int8 sums alone, 1.4
-// to 1.5 times its bf16. Reasoned, not measured.
+// without the cluster) and its tensor cores read 80 of the 128 KiB that shared memory gives. At
+// 2048 tokens a 28672 x 4096 weight is 1792 wide tiles, 13.6 for each of 132 multiprocessors, and a
+// tile is 32 stages: the last round leaves 0.97 of the rate, outputs (some 1300 instructions a
+// thread) 0.92 of that. Expected: 0.75 to 0.85 of what the library reaches for int8 sums alone, 1.4
+// to 1.6 times its bf16. Reasoned, not measured.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -27,10 +28,13 @@
 namespace nibble {
 namespace {
 
+// How outputs are stored: 16 bytes of bf16 or 8 of f32 at a time, or what no such lines up with.
+enum class Stores : uint8_t { kBF16, kF32, kElements };
+
 struct WgmmaWeight {
   TileMap codes;
   RowsWeight weight;
-  bool vectors;  // whether outputs are stored 16 (bf16) or 8 (f32) bytes at a time
+  Stores stores;
 };
 struct WgmmaParams {
   TileMap tokens;
@@ -154,16 +158,34 @@ struct LinearWgmmaKernel {
     }
   }
 
+  // Elements at and at + 1 of a vector of `count`; beyond its end whatever is in it.
+  template <bool kVectors>
+  static NIBBLE_DEVICE void LoadPair(const float* vector, int at, int count, float (&pair)[2]) {
+    if constexpr (kVectors) {
+      const simt::Vec8 both =
+          *reinterpret_cast<const simt::Vec8*>(vector + (at < count ? at : count - 2));
+      NIBBLE_UNROLL
+      for (int e = 0; e < 2; ++e) pair[e] = std::bit_cast<float>(both.word[e]);
+    } else {
+      NIBBLE_UNROLL
+      for (int e = 0; e < 2; ++e) pair[e] = vector[at + e < count ? at + e : count - 1];
+    }
+  }
+
+  template <Stores kStores>
   static NIBBLE_DEVICE void Store(const Params& p, const Place& place,
                                   const int32_t (&sum)[kN / 2]) {
+    constexpr bool kVectors = kStores != Stores::kElements;
     const RowsWeight& w = place.weight->weight;
-    const bool vectors = place.weight->vectors;
+    const auto features = static_cast<int>(w.features);
     const int t = simt::Lane() % 4;
     const int64_t row = place.row + simt::WarpIndex() * 16 + simt::Lane() / 4;
+    bool inside[2];
     float token[2];
     NIBBLE_UNROLL
     for (int half = 0; half < 2; ++half) {
-      token[half] = row + 8 * half < p.rows ? p.token_scales[row + 8 * half] : 0.0f;
+      inside[half] = row + 8 * half < p.rows;
+      token[half] = inside[half] ? p.token_scales[row + 8 * half] : 0.0f;
     }
     // Four blocks of eight features at a time: the lanes of a quad have two features of each, and
     // exchange them for one block each.
@@ -172,46 +194,42 @@ struct LinearWgmmaKernel {
       float scale[4][2], bias[4][2];
       NIBBLE_UNROLL
       for (int i = 0; i < 4; ++i) {
-        NIBBLE_UNROLL
-        for (int e = 0; e < 2; ++e) {
-          const int64_t at = place.column + 8 * (j + i) + 2 * t + e;
-          const bool inside = at < w.features;
-          scale[i][e] = inside ? w.scales[at] : 0.0f;
-          bias[i][e] = inside && w.bias != nullptr ? w.bias[at] : 0.0f;
-        }
+        const int at = place.column + 8 * (j + i) + 2 * t;
+        LoadPair<kVectors>(w.scales, at, features, scale[i]);
+        bias[i][0] = bias[i][1] = -0.0f;  // adds to any sum without a change
+        if (w.bias != nullptr) LoadPair<kVectors>(w.bias, at, features, bias[i]);
       }
       NIBBLE_UNROLL
       for (int half = 0; half < 2; ++half) {
-        const bool inside = row + 8 * half < p.rows;
         const int64_t start = (row + 8 * half) * w.stride;
         const auto value = [&](int i, int e) {
-          const float y =
+          const float scaled =
               static_cast<float>(sum[4 * (j + i) + 2 * half + e]) * (token[half] * scale[i][e]);
-          return w.bias != nullptr ? y + bias[i][e] : y;
+          return scaled + bias[i][e];
         };
-        if (vectors && w.out.dtype == DType::kBF16) {
+        if constexpr (kStores == Stores::kBF16) {
           uint32_t word[4];
           NIBBLE_UNROLL
           for (int i = 0; i < 4; ++i) word[i] = simt::PackBF16x2(value(i, 0), value(i, 1));
           Transpose(word);
-          const int64_t at = place.column + 8 * (j + t);
-          if (inside && at < w.features) {
+          const int at = place.column + 8 * (j + t);
+          if (inside[half] && at < features) {
             *reinterpret_cast<simt::Vec16*>(static_cast<uint16_t*>(w.out.data) + start +
                                             at) = {{word[0], word[1], word[2], word[3]}};
           }
-          continue;
-        }
-        NIBBLE_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const int64_t at = place.column + 8 * (j + i) + 2 * t;
-          if (!inside || at >= w.features) continue;
-          if (vectors) {
-            *reinterpret_cast<simt::Vec8*>(static_cast<float*>(w.out.data) + start + at) = {
-                {std::bit_cast<uint32_t>(value(i, 0)), std::bit_cast<uint32_t>(value(i, 1))}};
-            continue;
+        } else {
+          NIBBLE_UNROLL
+          for (int i = 0; i < 4; ++i) {
+            const int at = place.column + 8 * (j + i) + 2 * t;
+            if (!inside[half] || at >= features) continue;
+            if constexpr (kStores == Stores::kF32) {
+              *reinterpret_cast<simt::Vec8*>(static_cast<float*>(w.out.data) + start + at) = {
+                  {std::bit_cast<uint32_t>(value(i, 0)), std::bit_cast<uint32_t>(value(i, 1))}};
+            } else {
+              StoreFloat(w.out, start + at, value(i, 0));
+              if (at + 1 < features) StoreFloat(w.out, start + at + 1, value(i, 1));
+            }
           }
-          StoreFloat(w.out, start + at, value(i, 0));
-          if (at + 1 < w.features) StoreFloat(w.out, start + at + 1, value(i, 1));
         }
       }
     }
@@ -257,13 +275,38 @@ struct LinearWgmmaKernel {
       for (int index = first; index < tiles; index += stride) {
         Multiply(p, ring, sum);
         if (index + stride >= tiles) simt::StartNextKernel();
-        Store(p, PlaceOf(p, index, rank), sum);
+        const Place place = PlaceOf(p, index, rank);
+        switch (place.weight->stores) {
+          case Stores::kBF16:
+            Store<Stores::kBF16>(p, place, sum);
+            break;
+          case Stores::kF32:
+            Store<Stores::kF32>(p, place, sum);
+            break;
+          case Stores::kElements:
+            Store<Stores::kElements>(p, place, sum);
+            break;
+        }
       }
     }
     // A block stays for what the other copies and for its arrivals.
     if constexpr (kCluster > 1) simt::SyncCluster();
   }
 };
+
+Stores StoresOf(const RowsWeight& weight) {
+  const bool bf16 = weight.out.dtype == DType::kBF16;
+  const auto aligned = [](const void* address, uintptr_t to) {
+    return reinterpret_cast<uintptr_t>(address) % to == 0;
+  };
+  const int64_t together = bf16 ? 8 : 2;
+  if (weight.features % together != 0 || weight.stride % together != 0 ||
+      !aligned(weight.out.data, bf16 ? 16 : 8) || !aligned(weight.scales, 8) ||
+      !aligned(weight.bias, 8)) {
+    return Stores::kElements;
+  }
+  return bf16 ? Stores::kBF16 : Stores::kF32;
+}
 
 template <int kN, int kCluster, int kStages>
 void LaunchTiles(Device& device, const LinearRowsArgs& args, int blocks) {
@@ -272,12 +315,9 @@ void LaunchTiles(Device& device, const LinearRowsArgs& args, int blocks) {
   params.tokens = MapTiles(device.stream(), args.x, args.rows, args.cols, kM);
   for (size_t i = 0; i < static_cast<size_t>(args.count); ++i) {
     const RowsWeight& weight = args.weights[i];
-    const bool bf16 = weight.out.dtype == DType::kBF16;
-    const int64_t together = bf16 ? 8 : 2;
     params.weights[i] = {
         MapTiles(device.stream(), weight.codes, weight.features, args.cols, Kernel::kShare), weight,
-        weight.features % together == 0 && weight.stride % together == 0 &&
-            reinterpret_cast<uintptr_t>(weight.out.data) % (bf16 ? 16 : 8) == 0};
+        StoresOf(weight)};
     params.column_tiles += static_cast<int>((weight.features + kN - 1) / kN);
   }
   params.token_scales = args.scales;

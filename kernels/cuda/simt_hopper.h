@@ -51,7 +51,8 @@ NIBBLE_SIMT(void Arrive(Barrier* barrier));
 // Adds bytes to what the phase expects, and arrives.
 NIBBLE_SIMT(void ArriveExpecting(Barrier* barrier, int bytes));
 // Until a phase of this parity has ended, the current one or the one before it: a fresh barrier
-// lets parity 1 pass. Acquires what was released to the phase, and the copied bytes.
+// lets parity 1 pass. Acquires what threads of this block released to the phase, and the copied
+// bytes.
 NIBBLE_SIMT(void WaitPhase(Barrier* barrier, uint32_t parity));
 
 // ---- Copies from global to shared memory by the copy engine, which one thread asks for
@@ -67,7 +68,9 @@ NIBBLE_SIMT(void FenceAsyncShared());
 NIBBLE_SIMT(int ClusterRank());  // of this block
 // All threads of all blocks of the cluster; orders their accesses.
 NIBBLE_SIMT(void SyncCluster());
-// Arrives at the barrier that lies in block `rank` where `barrier` lies in this block.
+// Arrives at the barrier that lies in block `rank` where `barrier` lies in this block. Orders no
+// accesses to memory (that costs a fence of the whole device and the first-level cache): for saying
+// that products which were waited for have read what may now be overwritten.
 NIBBLE_SIMT(void ArriveInCluster(Barrier* barrier, int rank));
 // CopyTile to the same place of every block whose bit is set in `ranks`, for its barrier.
 NIBBLE_SIMT(void CopyTileToCluster(void* shared, const TileMap& map, int column, int row,

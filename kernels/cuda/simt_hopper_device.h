@@ -39,14 +39,13 @@ __device__ __forceinline__ void ArriveExpecting(Barrier* barrier, int bytes) {
                "r"(bytes)
                : "memory");
 }
-// Acquires at the scope of the cluster: arrivals may come from its other blocks.
 __device__ __forceinline__ void WaitPhase(Barrier* barrier, uint32_t parity) {
   uint32_t ended = 1;
   do {
     NIBBLE_SM90A(
         "{\n"
         ".reg .pred ended;\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ended, [%1], %2;\n"
+        "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 ended, [%1], %2;\n"
         "selp.b32 %0, 1, 0, ended;\n"
         "}"
         : "=r"(ended)
@@ -91,7 +90,7 @@ __device__ __forceinline__ void ArriveInCluster(Barrier* barrier, int rank) {
       "{\n"
       ".reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+      "mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [remote];\n"
       "}" ::"r"(SharedAddress(barrier)),
       "r"(rank)
       : "memory");
