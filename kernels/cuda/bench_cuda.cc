@@ -49,7 +49,11 @@ const Model kModels[] = {
     {"tiny", {{"square", 256, 256}}},
 };
 
+// Rows of a product that are checked: spread over all of them, the first and the last too.
 constexpr int64_t kCheckedRows = 8;
+int64_t CheckedRow(int64_t i, int64_t rows) {
+  return rows <= kCheckedRows ? i : i * (rows - 1) / (kCheckedRows - 1);
+}
 
 struct Settings {
   int device = 0;
@@ -154,17 +158,24 @@ absl::StatusOr<Operands> MakeOperands(Device& device, int64_t rows, const Shape&
   return operands;
 }
 
-// What the first rows of the activations stand for, in `decoded`.
+// What the checked rows of `rows` of activations stand for, in `decoded`.
 absl::Status Decode(Device& device, const ActView& view, int64_t rows, float* decoded) {
-  const auto count = static_cast<size_t>(rows * view.cols);
-  std::vector<uint8_t> data(count * BytesOf(view.format.dtype));
-  std::vector<float> scales(static_cast<size_t>(rows), 1.0f), values(count);
-  device.CopyOut(data.data(), view.data, data.size());
-  if (view.scales != nullptr) {
-    device.CopyOut(scales.data(), view.scales, scales.size() * sizeof(float));
+  const int64_t checked = std::min(rows, kCheckedRows);
+  const size_t row_bytes = static_cast<size_t>(view.cols) * BytesOf(view.format.dtype);
+  std::vector<uint8_t> data(static_cast<size_t>(checked) * row_bytes);
+  std::vector<float> scales(static_cast<size_t>(checked), 1.0f);
+  std::vector<float> values(static_cast<size_t>(checked * view.cols));
+  for (int64_t i = 0; i < checked; ++i) {
+    const int64_t row = CheckedRow(i, rows);
+    device.CopyOut(data.data() + static_cast<size_t>(i) * row_bytes,
+                   static_cast<const uint8_t*>(view.data) + static_cast<size_t>(row) * row_bytes,
+                   row_bytes);
+    if (view.scales != nullptr) {
+      device.CopyOut(&scales[static_cast<size_t>(i)], view.scales + row, sizeof(float));
+    }
   }
   if (absl::Status status = device.Sync(); !status.ok()) return status;
-  for (size_t i = 0; i < count; ++i) {
+  for (size_t i = 0; i < values.size(); ++i) {
     const float scale = scales[i / static_cast<size_t>(view.cols)];
     switch (view.format.dtype) {
       case DType::kI8:
@@ -293,18 +304,23 @@ class Bench {
     return seconds.ok() ? nlohmann::json(1e6 * *seconds / kLaunches) : nlohmann::json(nullptr);
   }
 
-  // ||y - reference|| / ||reference|| over the first rows.
+  // ||y - reference|| / ||reference|| over the checked rows.
   template <typename Multiply>
   absl::StatusOr<double> Error(Multiply&& multiply, const CudaLinear& linear,
                                const DeviceWeight& reference, const Operands& operands,
                                int64_t rows, const Shape& shape) {
     const int64_t checked = std::min(rows, kCheckedRows);
     const auto count = static_cast<size_t>(checked * shape.out);
+    const auto width = static_cast<size_t>(shape.out);
+    const auto checked_row = [&](int64_t i) {
+      return static_cast<uint16_t*>(operands.out) +
+             static_cast<size_t>(CheckedRow(i, rows)) * width;
+    };
     std::vector<uint16_t> y(count, 0xffff);
-    device_.CopyIn(operands.out, y.data(), 2 * count);
+    for (int64_t i = 0; i < checked; ++i) device_.CopyIn(checked_row(i), y.data(), 2 * width);
     if (absl::Status status = multiply(linear); !status.ok()) return status;
     if (absl::Status status =
-            Decode(device_, operands.view(linear.formats[0].dtype), checked, operands.decoded);
+            Decode(device_, operands.view(linear.formats[0].dtype), rows, operands.decoded);
         !status.ok()) {
       return status;
     }
@@ -312,7 +328,9 @@ class Bench {
     LaunchLinearExact(device_,
                       {reference, nullptr, decoded, checked, Floats{operands.exact, DType::kF32}});
     std::vector<float> exact(count);
-    device_.CopyOut(y.data(), operands.out, 2 * count);
+    for (int64_t i = 0; i < checked; ++i) {
+      device_.CopyOut(y.data() + static_cast<size_t>(i) * width, checked_row(i), 2 * width);
+    }
     device_.CopyOut(exact.data(), operands.exact, 4 * count);
     if (absl::Status status = device_.Sync(); !status.ok()) return status;
     double difference = 0, size = 0;
