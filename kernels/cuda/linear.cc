@@ -13,6 +13,7 @@
 #include "kernels/cuda/linear_wgmma.h"
 #include "kernels/cuda/pack_weight.h"
 #include "kernels/cuda/row_ops.h"
+#include "kernels/cuda/scale_sums.h"
 
 namespace nibble {
 namespace {
@@ -199,6 +200,62 @@ absl::Status RunInt8Wgmma(const LinearCall& call) {
   LaunchLinearWgmma(call.device, RowsArgs(call), call.device.info().multiprocessors);
   return absl::OkStatus();
 }
+
+// Sums of a slice of tokens and output features at a time, which the second-level cache holds until
+// they are scaled; the next slice's overwrite them there.
+struct SumSlice {
+  int64_t tokens, features;
+};
+constexpr int64_t kSumFeatures = 256;  // at least, and in steps of
+constexpr int64_t kSumTokens = 2048;   // at most
+size_t SumBytes(const DeviceInfo& device) {
+  return std::max(device.cache_bytes / 2, size_t{1} << 18);
+}
+SumSlice SumSliceOf(size_t bytes, int64_t rows) {
+  const auto sums = static_cast<int64_t>(bytes / sizeof(int32_t));
+  const int64_t tokens = std::min({rows, kSumTokens, sums / kSumFeatures});
+  return {tokens, sums / tokens / kSumFeatures * kSumFeatures};
+}
+
+absl::Status MultiplyInt8(const LinearCall& call, int i) {
+  const DeviceWeight& weight = call.weight(i);
+  const float* scales = call.part.scales[static_cast<size_t>(i)];
+  const SumSlice slice = SumSliceOf(SumBytes(call.device.info()), call.args.rows);
+  Matmul matmul;
+  matmul.in = DType::kI8;
+  matmul.out = DType::kI32;
+  matmul.k = matmul.lda = matmul.ldb = weight.cols;
+  matmul.d = call.workspace.sums();
+  for (int64_t row = 0; row < call.args.rows; row += slice.tokens) {
+    matmul.m = std::min(slice.tokens, call.args.rows - row);
+    matmul.a = static_cast<const int8_t*>(call.in.data) + row * weight.cols;
+    Floats out = call.out(i);
+    out.data = static_cast<uint8_t*>(out.data) +
+               row * weight.rows * static_cast<int64_t>(BytesOf(out.dtype));
+    for (int64_t first = 0; first < weight.rows; first += slice.features) {
+      matmul.n = matmul.ldd = std::min(slice.features, weight.rows - first);
+      matmul.b = static_cast<const int8_t*>(weight.codes) + first * weight.cols;
+      if (absl::Status status = call.device.Multiply(matmul); !status.ok()) return status;
+      LaunchScaleSums(call.device,
+                      {call.workspace.sums(), DType::kI32, call.in.scales + row, scales + first,
+                       call.bias(i) != nullptr ? call.bias(i) + first : nullptr, matmul.m, matmul.n,
+                       out, first, weight.rows});
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Sums are exact and scaled in the same way: the bits of RunInt8, which takes what the library does
+// not.
+absl::Status RunInt8Library(const LinearCall& call) {
+  for (int i = 0; i < call.part.count; ++i) {
+    const absl::Status status = MultiplyInt8(call, i);
+    if (absl::IsUnimplemented(status)) return RunInt8(call);
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status RunE4M3(const LinearCall& call) {
   LaunchLinearE4M3(call.device, RowsArgs(call));
   return absl::OkStatus();
@@ -228,9 +285,10 @@ absl::Status MultiplyWidened(const LinearCall& call, int i) {
       LaunchWidenE4M3(call.device, codes + first * weight.cols, matmul.n * weight.cols,
                       call.workspace.dequantized());
       if (absl::Status status = call.device.Multiply(matmul); !status.ok()) return status;
-      LaunchScaleE4M3(call.device, {call.workspace.sums(), call.in.scales + row, scales + first,
-                                    call.bias(i) != nullptr ? call.bias(i) + first : nullptr,
-                                    matmul.m, matmul.n, out, first, weight.rows});
+      LaunchScaleSums(call.device,
+                      {call.workspace.sums(), DType::kF32, call.in.scales + row, scales + first,
+                       call.bias(i) != nullptr ? call.bias(i) + first : nullptr, matmul.m, matmul.n,
+                       out, first, weight.rows});
     }
   }
   return absl::OkStatus();
@@ -281,7 +339,7 @@ constexpr LinearRow kLinearTable[] = {
     {LinearKind::kPacked8, kAnyRows,         RunUnpacked},
     {LinearKind::kInt8,    kFewTokens,       RunInt8},
     {LinearKind::kInt8,    kAnyRows,         RunInt8Wgmma, TakesInt8Wgmma},
-    {LinearKind::kInt8,    kAnyRows,         RunInt8},
+    {LinearKind::kInt8,    kAnyRows,         RunInt8Library},
     {LinearKind::kE4M3,    kMaxE4M3Tokens,   RunE4M3},
     {LinearKind::kE4M3,    kAnyRows,         RunE4M3Library},
 };
@@ -295,7 +353,7 @@ constexpr LinearRow kInvariantTable[] = {
     {LinearKind::kPacked8, kAnyRows,         RunW8A16},
     {LinearKind::kInt8,    kFewTokens,       RunInt8},  // sums are exact: the same bits
     {LinearKind::kInt8,    kAnyRows,         RunInt8Wgmma, TakesInt8Wgmma},
-    {LinearKind::kInt8,    kAnyRows,         RunInt8},
+    {LinearKind::kInt8,    kAnyRows,         RunInt8Library},
     {LinearKind::kE4M3,    kAnyRows,         RunE4M3},
 };
 // clang-format on
@@ -381,10 +439,17 @@ absl::Status KeepRowsPart(Device& device, std::span<const WeightView> views, Lin
   return absl::OkStatus();
 }
 
-absl::Status KeepInt8Part(Device& device, std::span<const WeightView> views, LinearPart* part) {
+absl::Status KeepInt8Part(Device& device, LinearWorkspace& workspace,
+                          std::span<const WeightView> views, LinearPart* part) {
   if (views[0].cols > kMaxInt8LinearCols) {
     return absl::UnimplementedError(absl::StrCat("w8a8 on CUDA takes up to ", kMaxInt8LinearCols,
                                                  " input features; a weight has ", views[0].cols));
+  }
+  if (!TakesLinearWgmma(device.info(), views[0].cols)) {
+    if (absl::Status status = workspace.ReserveSums(device, SumBytes(device.info()));
+        !status.ok()) {
+      return status;
+    }
   }
   return KeepRowsPart(device, views, part);
 }
@@ -393,9 +458,13 @@ absl::Status KeepE4M3Part(Device& device, LinearWorkspace& workspace,
                           std::span<const WeightView> views, LinearPart* part) {
   for (const WeightView& view : views) {
     const int64_t features = std::min(view.rows, kWidenedFeatures);
-    if (absl::Status status = workspace.ReserveWidened(
-            device, static_cast<size_t>(kWidenedTokens * view.cols) * sizeof(uint16_t),
-            static_cast<size_t>(kWidenedTokens * features) * sizeof(float));
+    if (absl::Status status = workspace.ReserveTokens(
+            device, static_cast<size_t>(kWidenedTokens * view.cols) * sizeof(uint16_t));
+        !status.ok()) {
+      return status;
+    }
+    if (absl::Status status = workspace.ReserveSums(
+            device, static_cast<size_t>(kWidenedTokens * features) * sizeof(float));
         !status.ok()) {
       return status;
     }
@@ -416,7 +485,7 @@ absl::Status KeepPart(Device& device, LinearWorkspace& workspace, std::span<cons
       if (absl::Status status = PackPart(device, views, part); !status.ok()) return status;
       return workspace.ReserveTiles(device, part->packed.layout.n_tiles);
     case LinearKind::kInt8:
-      return KeepInt8Part(device, views, part);
+      return KeepInt8Part(device, workspace, views, part);
     case LinearKind::kE4M3:
       return KeepE4M3Part(device, workspace, views, part);
   }
@@ -473,10 +542,11 @@ absl::Status LinearWorkspace::ReserveDequantized(Device& device, size_t bytes) {
 absl::Status LinearWorkspace::ReserveTiles(Device& device, int64_t output_tiles) {
   return Reserve(device, static_cast<size_t>(output_tiles) * sizeof(int32_t), &arrived_);
 }
-absl::Status LinearWorkspace::ReserveWidened(Device& device, size_t tokens_bytes,
-                                             size_t sums_bytes) {
-  if (absl::Status status = Reserve(device, tokens_bytes, &tokens_); !status.ok()) return status;
-  return Reserve(device, sums_bytes, &sums_);
+absl::Status LinearWorkspace::ReserveTokens(Device& device, size_t bytes) {
+  return Reserve(device, bytes, &tokens_);
+}
+absl::Status LinearWorkspace::ReserveSums(Device& device, size_t bytes) {
+  return Reserve(device, bytes, &sums_);
 }
 
 absl::StatusOr<DeviceWeight> UploadWeight(Device& device, const WeightView& view,

@@ -62,13 +62,15 @@ class LinearWorkspace {
   // A slice of dequantized weights: bf16, this many bytes.
   uint16_t* dequantized() const { return dequantized_.as<uint16_t>(); }
   size_t dequantized_bytes() const { return dequantized_.bytes(); }
-  // For products of widened codes: tokens in bf16, and sums.
+  // For products of widened codes: tokens in bf16.
   uint16_t* tokens() const { return tokens_.as<uint16_t>(); }
-  float* sums() const { return sums_.as<float>(); }
+  // Sums of four bytes that are to be scaled.
+  void* sums() const { return sums_.data(); }
   // Each grows to at least this many bytes; never during a step.
   absl::Status ReserveDequantized(Device& device, size_t bytes);
   absl::Status ReserveTiles(Device& device, int64_t output_tiles);
-  absl::Status ReserveWidened(Device& device, size_t tokens_bytes, size_t sums_bytes);
+  absl::Status ReserveTokens(Device& device, size_t bytes);
+  absl::Status ReserveSums(Device& device, size_t bytes);
 
  private:
   CudaOptions options_;

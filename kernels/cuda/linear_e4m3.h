@@ -21,23 +21,9 @@ NIBBLE_HD constexpr uint32_t E4M3OddPair(uint32_t word) {
 // Bytes 0 and 2.
 NIBBLE_HD constexpr uint32_t E4M3EvenPair(uint32_t word) { return E4M3OddPair(word << 8); }
 
-// ---- Parts of the product for many tokens, where the library multiplies no e4m3
+// ---- Where the library multiplies no e4m3
 
 // bf16 (exact, NaN too) of `count` codes; both aligned to 16 bytes.
 void LaunchWidenE4M3(Device& device, const uint8_t* codes, int64_t count, uint16_t* out);
-
-// out[m][first + n] = sums[m][n] * (token_scales[m] * scales[n]) + bias[n].
-struct ScaleE4M3Args {
-  const float* sums;          // (rows, features)
-  const float* token_scales;  // (rows)
-  const float* scales;        // (features)
-  const float* bias;          // (features) or nullptr
-  int64_t rows;
-  int64_t features;
-  Floats out;     // (rows, out_features)
-  int64_t first;  // column of `out` that sums begin at
-  int64_t out_features;
-};
-void LaunchScaleE4M3(Device& device, const ScaleE4M3Args& args);
 
 }  // namespace nibble

@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a product of e4m3 needs around a product of bf16: codes widened before it, scales applied
-// after it.
+// Codes of e4m3 as bf16, for the library's product of bf16.
 //
-// Tiling: widening, a thread per 16 codes; scaling, a block per token. Limit: bytes (one read and
-// two written for a code; four read and two or four written for a result).
+// Tiling: a thread per 16 codes. Limit: bytes, one read and two written for a code.
 #include "kernels/cuda/linear_e4m3.h"
-#include "kernels/cuda/row_writer.h"
 #include "kernels/cuda/simt.h"
 
 namespace nibble {
@@ -47,23 +44,6 @@ struct WidenE4M3Kernel {
   }
 };
 
-struct ScaleE4M3Kernel {
-  using Params = ScaleE4M3Args;
-  static constexpr int kThreads = 256;
-  static constexpr int kMinBlocks = 1;
-
-  static NIBBLE_DEVICE void Run(const Params& p) {
-    const int64_t row = simt::BlockX();
-    simt::WaitForPreviousKernel();
-    const float token = p.token_scales[row];
-    for (int64_t n = simt::Thread(); n < p.features; n += kThreads) {
-      const float y = p.sums[row * p.features + n] * (token * p.scales[n]);
-      StoreFloat(p.out, row * p.out_features + p.first + n, p.bias != nullptr ? y + p.bias[n] : y);
-    }
-    simt::StartNextKernel();
-  }
-};
-
 }  // namespace
 
 void LaunchWidenE4M3(Device& device, const uint8_t* codes, int64_t count, uint16_t* out) {
@@ -75,14 +55,6 @@ void LaunchWidenE4M3(Device& device, const uint8_t* codes, int64_t count, uint16
   shape.grid_x = static_cast<int>(blocks < kMostBlocks ? blocks : kMostBlocks);
   shape.threads = WidenE4M3Kernel::kThreads;
   Launch<WidenE4M3Kernel>(device.stream(), shape, {codes, count, out});
-}
-
-void LaunchScaleE4M3(Device& device, const ScaleE4M3Args& args) {
-  if (args.rows == 0) return;
-  LaunchShape shape;
-  shape.grid_x = static_cast<int>(args.rows);
-  shape.threads = ScaleE4M3Kernel::kThreads;
-  Launch<ScaleE4M3Kernel>(device.stream(), shape, args);
 }
 
 }  // namespace nibble

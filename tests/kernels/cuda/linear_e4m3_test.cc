@@ -11,6 +11,7 @@
 #include "kernels/codec.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/linear_rows.h"
+#include "kernels/cuda/scale_sums.h"
 #include "tests/kernels/activations.h"
 #include "tests/kernels/cuda/on_device.h"
 #include "tests/kernels/random_weight.h"
@@ -217,7 +218,7 @@ TEST(WidenE4M3Test, IsEveryCodeInBF16) {
   }
 }
 
-TEST(ScaleE4M3Test, ScalesAndAddsIntoItsColumns) {
+TEST(ScaleSumsTest, ScalesAndAddsIntoItsColumns) {
   constexpr int64_t kRows = 3, kFeatures = 300, kAll = 307, kFirst = 4;
   const auto sums = RandomFloats(kRows * kFeatures, 1), tokens = RandomFloats(kRows, 2),
              scales = RandomFloats(kFeatures, 3), bias = RandomFloats(kFeatures, 4);
@@ -225,9 +226,10 @@ TEST(ScaleE4M3Test, ScalesAndAddsIntoItsColumns) {
       device_bias(bias);
   for (const bool biased : {false, true}) {
     const OnDevice<float> out(std::vector<float>(kRows * kAll, 7.0f));
-    LaunchScaleE4M3(TestDevice(), {device_sums.data(), device_tokens.data(), device_scales.data(),
-                                   biased ? device_bias.data() : nullptr, kRows, kFeatures,
-                                   Floats{out.data(), DType::kF32}, kFirst, kAll});
+    LaunchScaleSums(TestDevice(),
+                    {device_sums.data(), DType::kF32, device_tokens.data(), device_scales.data(),
+                     biased ? device_bias.data() : nullptr, kRows, kFeatures,
+                     Floats{out.data(), DType::kF32}, kFirst, kAll});
     const auto y = out.Read();
     for (int64_t m = 0; m < kRows; ++m) {
       for (int64_t n = 0; n < kAll; ++n) {

@@ -2,6 +2,9 @@
 // The W8A8 product against its definition, to the bit.
 #include <gtest/gtest.h>
 
+#include <array>
+
+#include "kernels/cuda/linear.h"
 #include "tests/kernels/cuda/int8_product.h"
 #include "tests/support/shapes.h"
 
@@ -42,6 +45,48 @@ TEST(CudaLinearInt8Test, MoreStagesThanThePipelineHoldsAndMoreThanOneBlockOfToke
 TEST(CudaLinearInt8Test, ThreeWeightsThatShareTheirInput) {
   for (const int64_t rows : {1, 16, 33, 130}) {
     ExpectExact({70, 33, 129}, rows, 208, DType::kBF16, true);
+  }
+}
+
+// Where the library multiplies: slices of tokens and of features, and what it leaves to the kernel.
+TEST(CudaLinearInt8Test, ManyTokensHaveTheBitsOfFew) {
+  constexpr int64_t kCols = 48, kRows = 601;
+  for (const DType type : {DType::kBF16, DType::kF32}) {
+    const std::vector<int64_t> outs = {532, 33};
+    const Int8Tokens tokens(kRows, kCols, 11);
+    const OnDevice<int8_t> x(tokens.codes);
+    const OnDevice<float> scales(tokens.scales);
+    const RandomWeight first(W8A8(), outs[0], kCols, 1), second(W8A8(), outs[1], kCols, 2);
+    const std::vector<float> bias = RandomFloats(outs[0], 3);
+    const auto workspace = LinearWorkspace::Make(TestDevice()).value();
+    const auto linear =
+        PrepareCudaLinear(TestDevice(), *workspace,
+                          {{first.view(), second.view()}, {bias.data(), nullptr}}, Mode::kFast)
+            .value();
+    const auto multiply = [&](int64_t from, int64_t rows) {
+      LinearArgs args{};
+      args.linear = linear.get();
+      args.in.count = 1;
+      args.in.views[0] = {
+          {DType::kI8, kWholeRow}, kCols, x.data() + from * kCols, scales.data() + from, nullptr};
+      args.rows = rows;
+      std::vector<OnDevice<uint8_t>> out;
+      for (size_t i = 0; i < outs.size(); ++i) {
+        out.push_back(
+            OnDevice<uint8_t>::Poisoned(static_cast<size_t>(rows * outs[i]) * BytesOf(type)));
+        args.out[i] = {out[i].data(), type};
+      }
+      EXPECT_TRUE(RunCudaLinear(TestDevice(), *workspace, args).ok());
+      return std::array{out[0].Read(), out[1].Read()};
+    };
+    const auto all = multiply(0, kRows);
+    for (const int64_t from : {0, 63, 500, 590}) {
+      const auto some = multiply(from, 11);
+      for (size_t i = 0; i < outs.size(); ++i) {
+        const auto begin = all[i].begin() + from * outs[i] * static_cast<int64_t>(BytesOf(type));
+        EXPECT_TRUE(std::equal(some[i].begin(), some[i].end(), begin)) << from << ", weight " << i;
+      }
+    }
   }
 }
 
