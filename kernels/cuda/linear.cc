@@ -19,8 +19,10 @@ namespace nibble {
 namespace {
 
 constexpr int64_t kAnyRows = std::numeric_limits<int64_t>::max();
-// Up to here bytes of the weights count, above it multiplications.
+// Up to kFewTokens bytes of the weights count, above it multiplications. Up to kFewestTokens
+// blocks of 32 features read more bytes of weights than of tokens.
 constexpr int64_t kFewTokens = 64;
+constexpr int64_t kFewestTokens = 32;
 // Weights are dequantized in slices of output features of at most this size, whole output tiles:
 // the library takes it that every matrix is aligned to 256 bytes.
 constexpr size_t kSliceBytes = size_t{128} << 20;
@@ -337,8 +339,9 @@ constexpr LinearRow kLinearTable[] = {
     {LinearKind::kPacked4, kAnyRows,         RunUnpacked},
     {LinearKind::kPacked8, kMaxLinearTokens, RunW8A16},
     {LinearKind::kPacked8, kAnyRows,         RunUnpacked},
-    {LinearKind::kInt8,    kFewTokens,       RunInt8},
+    {LinearKind::kInt8,    kFewestTokens,    RunInt8},
     {LinearKind::kInt8,    kAnyRows,         RunInt8Wgmma, TakesInt8Wgmma},
+    {LinearKind::kInt8,    kFewTokens,       RunInt8},
     {LinearKind::kInt8,    kAnyRows,         RunInt8Library},
     {LinearKind::kE4M3,    kMaxE4M3Tokens,   RunE4M3},
     {LinearKind::kE4M3,    kAnyRows,         RunE4M3Library},
@@ -351,8 +354,9 @@ constexpr LinearRow kInvariantTable[] = {
     {LinearKind::kStored,  kAnyRows,         RunDequantizedRows},
     {LinearKind::kPacked4, kAnyRows,         RunW4A16},
     {LinearKind::kPacked8, kAnyRows,         RunW8A16},
-    {LinearKind::kInt8,    kFewTokens,       RunInt8},  // sums are exact: the same bits
+    {LinearKind::kInt8,    kFewestTokens,    RunInt8},  // sums are exact: the same bits
     {LinearKind::kInt8,    kAnyRows,         RunInt8Wgmma, TakesInt8Wgmma},
+    {LinearKind::kInt8,    kFewTokens,       RunInt8},
     {LinearKind::kInt8,    kAnyRows,         RunInt8Library},
     {LinearKind::kE4M3,    kAnyRows,         RunE4M3},
 };

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The W8A8 product for many tokens, on the tensor cores of 9.0.
+// The W8A8 product for more than a few tokens, on the tensor cores of 9.0.
 //
-// Tiling: a block computes tiles of 128 tokens x kN output features, one after the other. A warp
-// asks the copy engine for stages of 128 input features of both operands; two warpgroups of 64
-// tokens each multiply them, a stage's products under way while the next stage's are issued, and
-// keep their int32 sums in registers (kN / 2 a thread, hence one block a multiprocessor). A ring of
-// kStages is handed to and fro by barriers: `full` by the copied bytes, `empty` by the warps that
-// have multiplied. Two blocks of a cluster compute the same features of 256 tokens; each copies
-// half of the weights to both. The next tile's copies begin while a tile's sums become outputs.
+// Tiling: a block computes tiles of 128 (64) tokens x kN output features, one after the other. A
+// warp asks the copy engine for stages of 128 input features of both operands; two warpgroups of 64
+// tokens (half of the features) each multiply them, a stage's products under way while the next
+// stage's are issued, and keep their int32 sums in registers (up to 128 a thread, hence one block a
+// multiprocessor). A ring of kStages is handed to and fro by barriers: `full` by the copied bytes,
+// `empty` by the warps that have multiplied. Two blocks of a cluster compute the same features of
+// 256 tokens; each copies half of the weights to both. The next tile's copies begin while a tile's
+// sums become outputs.
 //
 // Limit: int8 multiplications. A stage of a wide tile is 128 x 256 x 128 of them, 1024 cycles at
 // 4096 a cycle, in which a multiprocessor fetches 32 KiB from the second-level cache (48 KiB
@@ -15,7 +16,9 @@
 // 2048 tokens a 28672 x 4096 weight is 1792 wide tiles, 13.6 for each of 132 multiprocessors, and a
 // tile is 32 stages: the last round leaves 0.97 of the rate, outputs (some 1300 instructions a
 // thread) 0.92 of that. Expected: 0.75 to 0.85 of what the library reaches for int8 sums alone, 1.4
-// to 1.6 times its bf16. Reasoned, not measured.
+// to 1.6 times its bf16. To some 180 tokens bytes of the weights are the limit. Tiles of 64 tokens
+// are for more than 32: a block of 32 features (linear_int8.cu) then reads more bytes of tokens
+// from the second-level cache than of weights. Reasoned, not measured.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -46,16 +49,21 @@ struct WgmmaParams {
   int column_tiles;  // of all weights
 };
 
-constexpr int kM = 128;  // tokens of a tile
 constexpr int kRowBytes = simt::kSwizzledRow;
-constexpr int kGroupRows = 64;                                            // tokens of a warpgroup
-constexpr int kWarps = kM / kGroupRows * simt::kWarpgroup / simt::kWarp;  // that multiply
+constexpr int kGroupRows = 64;  // tokens of a warpgroup
+constexpr int kGroups = 2;      // warpgroups that multiply
+constexpr int kWarps = kGroups * simt::kWarpgroup / simt::kWarp;
 
-template <int kN, int kCluster, int kStages>
+// kRowGroups: how many warpgroups the tokens of a tile are divided among; its features are divided
+// among the others.
+template <int kRowGroups, int kN, int kCluster, int kStages>
 struct LinearWgmmaKernel {
   using Params = WgmmaParams;
   static constexpr int kThreads = kWarps * simt::kWarp + simt::kWarpgroup;
   static constexpr int kMinBlocks = 1;
+  static constexpr int kM = kRowGroups * kGroupRows;         // tokens of a tile
+  static constexpr int kGroupN = kN * kRowGroups / kGroups;  // features of a warpgroup
+  static constexpr int kSums = kGroupN / 2;                  // of a thread
   static constexpr int kTokenBytes = kM * kRowBytes;
   static constexpr int kStageBytes = kTokenBytes + kN * kRowBytes;
   static constexpr int kShare = kN / kCluster;  // features that a block copies
@@ -95,18 +103,43 @@ struct LinearWgmmaKernel {
     return {weight, (tile.row * kCluster + rank) * kM, tile.column * kN};
   }
 
-  static NIBBLE_DEVICE void Copy(const Params& p, const Place& place, int step, int rank,
-                                 const Ring& ring) {
+  // The bytes of both operands are expected with the weights.
+  static NIBBLE_DEVICE void CopyWeights(const Place& place, int step, int rank, const Ring& ring) {
     simt::Barrier* full = ring.full + ring.slot;
     simt::WaitPhase(ring.empty + ring.slot, ring.parity ^ 1);
     simt::ArriveExpecting(full, kStageBytes);
-    simt::CopyTile(ring.stage(), p.tokens, step * kRowBytes, place.row, full);
     uint8_t* weights = ring.stage() + kTokenBytes + rank * kShare * kRowBytes;
     const int column = place.column + rank * kShare;
     if constexpr (kCluster == 1) {
       simt::CopyTile(weights, place.weight->codes, step * kRowBytes, column, full);
     } else {
       simt::CopyTileToCluster(weights, place.weight->codes, step * kRowBytes, column, full, 3);
+    }
+  }
+  static NIBBLE_DEVICE void CopyTokens(const Params& p, const Place& place, int step,
+                                       const Ring& ring) {
+    simt::CopyTile(ring.stage(), p.tokens, step * kRowBytes, place.row, ring.full + ring.slot);
+  }
+
+  // All that this block multiplies, by one thread. The first weights are asked for before the
+  // previous kernel's results are waited for.
+  static NIBBLE_DEVICE void Copy(const Params& p, Ring ring, int first, int tiles, int stride,
+                                 int rank) {
+    int ahead = 0;
+    Ring early = ring;
+    Place place = PlaceOf(p, first, rank);
+    for (; ahead < kStages && ahead < p.steps; ++ahead) {
+      CopyWeights(place, ahead, rank, early);
+      early.Next();
+    }
+    simt::WaitForPreviousKernel();
+    for (int index = first; index < tiles; index += stride) {
+      place = PlaceOf(p, index, rank);
+      for (int step = 0; step < p.steps; ++step) {
+        if (index != first || step >= ahead) CopyWeights(place, step, rank, ring);
+        CopyTokens(p, place, step, ring);
+        ring.Next();
+      }
     }
   }
 
@@ -120,19 +153,20 @@ struct LinearWgmmaKernel {
     }
   }
 
-  static NIBBLE_DEVICE void Multiply(const Params& p, Ring& ring, int32_t (&sum)[kN / 2]) {
+  static NIBBLE_DEVICE void Multiply(const Params& p, Ring& ring, int32_t (&sum)[kSums]) {
     // Shuffled so that the compiler knows a warp's lanes to agree: descriptors are one a warp.
     const int group = simt::Shuffle(simt::Thread() / simt::kWarpgroup, 0);
     simt::Barrier* before = nullptr;
     for (int step = 0; step < p.steps; ++step) {
       simt::WaitPhase(ring.full + ring.slot, ring.parity);
-      const uint8_t* tokens = ring.stage() + group * kGroupRows * kRowBytes;
-      const uint8_t* weights = ring.stage() + kTokenBytes;
+      const uint8_t* tokens = ring.stage() + group % kRowGroups * kGroupRows * kRowBytes;
+      const uint8_t* weights =
+          ring.stage() + kTokenBytes + group / kRowGroups * kGroupN * kRowBytes;
       simt::FenceWgmma();
       NIBBLE_UNROLL
       for (int k = 0; k < kRowBytes; k += 32) {
-        simt::WgmmaS8<kN>(sum, simt::SwizzledOperand(tokens, k), simt::SwizzledOperand(weights, k),
-                          step > 0 || k > 0);
+        simt::WgmmaS8<kGroupN>(sum, simt::SwizzledOperand(tokens, k),
+                               simt::SwizzledOperand(weights, k), step > 0 || k > 0);
       }
       simt::CommitWgmma();
       simt::WaitWgmma<1>();
@@ -174,12 +208,13 @@ struct LinearWgmmaKernel {
 
   template <Stores kStores>
   static NIBBLE_DEVICE void Store(const Params& p, const Place& place,
-                                  const int32_t (&sum)[kN / 2]) {
+                                  const int32_t (&sum)[kSums]) {
     constexpr bool kVectors = kStores != Stores::kElements;
     const RowsWeight& w = place.weight->weight;
     const auto features = static_cast<int>(w.features);
     const int t = simt::Lane() % 4;
-    const int64_t row = place.row + simt::WarpIndex() * 16 + simt::Lane() / 4;
+    const int64_t row = place.row + simt::WarpIndex() % (4 * kRowGroups) * 16 + simt::Lane() / 4;
+    const int column = place.column + simt::WarpIndex() / (4 * kRowGroups) * kGroupN;
     bool inside[2];
     float token[2];
     NIBBLE_UNROLL
@@ -190,11 +225,11 @@ struct LinearWgmmaKernel {
     // Four blocks of eight features at a time: the lanes of a quad have two features of each, and
     // exchange them for one block each.
     NIBBLE_UNROLL
-    for (int j = 0; j < kN / 8; j += 4) {
+    for (int j = 0; j < kGroupN / 8; j += 4) {
       float scale[4][2], bias[4][2];
       NIBBLE_UNROLL
       for (int i = 0; i < 4; ++i) {
-        const int at = place.column + 8 * (j + i) + 2 * t;
+        const int at = column + 8 * (j + i) + 2 * t;
         LoadPair<kVectors>(w.scales, at, features, scale[i]);
         bias[i][0] = bias[i][1] = -0.0f;  // adds to any sum without a change
         if (w.bias != nullptr) LoadPair<kVectors>(w.bias, at, features, bias[i]);
@@ -212,7 +247,7 @@ struct LinearWgmmaKernel {
           NIBBLE_UNROLL
           for (int i = 0; i < 4; ++i) word[i] = simt::PackBF16x2(value(i, 0), value(i, 1));
           Transpose(word);
-          const int at = place.column + 8 * (j + t);
+          const int at = column + 8 * (j + t);
           if (inside[half] && at < features) {
             *reinterpret_cast<simt::Vec16*>(static_cast<uint16_t*>(w.out.data) + start +
                                             at) = {{word[0], word[1], word[2], word[3]}};
@@ -220,7 +255,7 @@ struct LinearWgmmaKernel {
         } else {
           NIBBLE_UNROLL
           for (int i = 0; i < 4; ++i) {
-            const int at = place.column + 8 * (j + i) + 2 * t;
+            const int at = column + 8 * (j + i) + 2 * t;
             if (!inside[half] || at >= features) continue;
             if constexpr (kStores == Stores::kF32) {
               *reinterpret_cast<simt::Vec8*>(static_cast<float*>(w.out.data) + start + at) = {
@@ -255,23 +290,15 @@ struct LinearWgmmaKernel {
     const int rank = kCluster == 1 ? 0 : simt::ClusterRank();
     const int tiles = p.row_tiles * p.column_tiles;
     const int first = simt::BlockX() / kCluster, stride = simt::GridX() / kCluster;
-    simt::WaitForPreviousKernel();
     if (simt::WarpIndex() >= kWarps) {
       simt::GiveRegisters<40>();
-      if (simt::Thread() == kWarps * simt::kWarp) {
-        for (int index = first; index < tiles; index += stride) {
-          const Place place = PlaceOf(p, index, rank);
-          for (int step = 0; step < p.steps; ++step) {
-            Copy(p, place, step, rank, ring);
-            ring.Next();
-          }
-        }
-      }
+      if (simt::Thread() == kWarps * simt::kWarp) Copy(p, ring, first, tiles, stride, rank);
       simt::SyncWarp();
       simt::StartNextKernel();
     } else {
       simt::TakeRegisters<232>();
-      int32_t sum[kN / 2];
+      simt::WaitForPreviousKernel();
+      int32_t sum[kSums];
       for (int index = first; index < tiles; index += stride) {
         Multiply(p, ring, sum);
         if (index + stride >= tiles) simt::StartNextKernel();
@@ -308,9 +335,10 @@ Stores StoresOf(const RowsWeight& weight) {
   return bf16 ? Stores::kBF16 : Stores::kF32;
 }
 
-template <int kN, int kCluster, int kStages>
+template <int kRowGroups, int kN, int kCluster, int kStages>
 void LaunchTiles(Device& device, const LinearRowsArgs& args, int blocks) {
-  using Kernel = LinearWgmmaKernel<kN, kCluster, kStages>;
+  using Kernel = LinearWgmmaKernel<kRowGroups, kN, kCluster, kStages>;
+  constexpr int kM = Kernel::kM;
   WgmmaParams params{};
   params.tokens = MapTiles(device.stream(), args.x, args.rows, args.cols, kM);
   for (size_t i = 0; i < static_cast<size_t>(args.count); ++i) {
@@ -342,14 +370,15 @@ void LaunchLinearWgmma(Device& device, const LinearRowsArgs& args, int blocks) {
   NIBBLE_CHECK(args.scales != nullptr && args.cols <= kMaxInt8LinearCols && args.cols % 16 == 0 &&
                blocks >= 2);
   if (args.rows == 0) return;
-  if (args.rows <= kM) return LaunchTiles<128, 1, 6>(device, args, blocks);
+  if (args.rows <= 64) return LaunchTiles<1, 64, 1, 12>(device, args, blocks);
+  if (args.rows <= 128) return LaunchTiles<2, 128, 1, 6>(device, args, blocks);
   int64_t wide = 0;  // tiles of 256 features
   for (size_t i = 0; i < static_cast<size_t>(args.count); ++i) {
-    wide += (args.weights[i].features + 255) / 256 * ((args.rows + kM - 1) / kM);
+    wide += (args.weights[i].features + 255) / 256 * ((args.rows + 127) / 128);
   }
   // Narrow tiles where wide ones would leave multiprocessors without any.
-  if (wide < blocks) return LaunchTiles<128, 2, 6>(device, args, blocks);
-  LaunchTiles<256, 2, 4>(device, args, blocks);
+  if (wide < blocks) return LaunchTiles<2, 128, 2, 6>(device, args, blocks);
+  LaunchTiles<2, 256, 2, 4>(device, args, blocks);
 }
 
 }  // namespace nibble

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The W8A8 product for many tokens on compute capability 9.0.
+// The W8A8 product for more than a few tokens on compute capability 9.0.
 #pragma once
 
 #include "kernels/cuda/linear_rows.h"

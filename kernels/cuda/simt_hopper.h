@@ -91,7 +91,7 @@ template <int kCount>
 __device__ __forceinline__ void WaitWgmma(int32_t (&d)[kCount]);
 // d = a b, plus d if `add`, of 64 x 32 by 32 x kN int8 operands in shared memory. With w = the
 // warp of the group, g = lane / 4, t = lane % 4, d[4 j + e] is row 16 w + g + 8 (e / 2), column
-// 8 j + 2 t + e % 2. kN is 128 or 256.
+// 8 j + 2 t + e % 2. kN is 32, 128 or 256.
 template <int kN>
 __device__ __forceinline__ void WgmmaS8(int32_t (&d)[kN / 2], uint64_t a, uint64_t b, bool add);
 #else
@@ -107,7 +107,7 @@ void WaitWgmma(int32_t (&)[kCount]) {
 void EmulateWgmmaS8(int32_t* d, int n, uint64_t a, uint64_t b, bool add);
 template <int kN>
 void WgmmaS8(int32_t (&d)[kN / 2], uint64_t a, uint64_t b, bool add) {
-  static_assert(kN == 128 || kN == 256);
+  static_assert(kN == 32 || kN == 128 || kN == 256);
   EmulateWgmmaS8(d, kN, a, b, add);
 }
 #endif

@@ -135,6 +135,18 @@ __device__ __forceinline__ void WaitWgmma(int32_t (&d)[kCount]) {
   NIBBLE_EIGHT(i), NIBBLE_EIGHT((i) + 8), NIBBLE_EIGHT((i) + 16), NIBBLE_EIGHT((i) + 24)
 
 template <>
+__device__ __forceinline__ void WgmmaS8<32>(int32_t (&d)[16], uint64_t a, uint64_t b, bool add) {
+  NIBBLE_SM90A(
+      "{\n"
+      ".reg .pred add;\n"
+      "setp.ne.b32 add, %18, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k32.s32.s8.s8 {" NIBBLE_TEN() "%10, %11, %12, %13, %14, "
+      "%15}, %16, %17, add;\n"
+      "}"
+      : NIBBLE_EIGHT(0), NIBBLE_EIGHT(8)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
+template <>
 __device__ __forceinline__ void WgmmaS8<128>(int32_t (&d)[64], uint64_t a, uint64_t b, bool add) {
   NIBBLE_SM90A(
       "{\n"

@@ -69,7 +69,7 @@ TEST_F(CudaHopperInstruction, WarpgroupProducts) {
     for (int8_t& value : values) value = static_cast<int8_t>(random());
     return values;
   };
-  for (const int n : {128, 256}) {
+  for (const int n : {32, 128, 256}) {
     const std::vector<int8_t> a = codes(128), b = codes(n);
     const OnDevice<int8_t> on_a(a), on_b(b);
     const auto d = OnDevice<int32_t>::Poisoned(static_cast<size_t>(128 * n));

@@ -67,6 +67,7 @@ TEST_F(CudaLinearWgmmaTest, WideAndNarrowTilesForPairsOfBlocks) {
 TEST_F(CudaLinearWgmmaTest, RingsGoRoundAndTilesFollowEachOther) {
   ExpectExact(2, {300, 520}, 129, 912, DType::kBF16, false);
   ExpectExact(2, {136}, 70, 1040, DType::kF32, true);
+  ExpectExact(2, {136, 72}, 64, 1680, DType::kBF16, true);
 }
 
 TEST_F(CudaLinearWgmmaTest, ThreeWeightsThatShareTheirInput) {
@@ -75,7 +76,7 @@ TEST_F(CudaLinearWgmmaTest, ThreeWeightsThatShareTheirInput) {
   }
 }
 
-// As the backend takes it: on 9.0, for rows that the copy engine takes. 65 tokens are the first.
+// As the backend takes it: on 9.0, for rows that the copy engine takes. 33 tokens are the first.
 TEST_F(CudaLinearWgmmaTest, TheBackendTakesItForManyTokens) {
   EmulatedDevice().major = 9;
   const std::unique_ptr<Device> device = Device::Open(0).value();
@@ -85,7 +86,7 @@ TEST_F(CudaLinearWgmmaTest, TheBackendTakesItForManyTokens) {
   DeviceInfo older = device->info();
   older.major = 8;
   EXPECT_FALSE(TakesLinearWgmma(older, 80));
-  constexpr int64_t kRows = 65, kFeatures = 40;
+  constexpr int64_t kRows = 33, kFeatures = 40;
   const auto workspace = LinearWorkspace::Make(*device).value();
   for (const int64_t cols : {80, 72}) {
     const RandomWeight weight(W8A8(), kFeatures, cols, 0);  // the first of ExpectExactInt8

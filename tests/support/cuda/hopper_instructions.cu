@@ -217,13 +217,17 @@ void LaunchClusterTiles(Device& device, const uint8_t* in, int64_t rows, int64_t
   LaunchBlocks<ClusterTilesKernel>(device, clusters, 2, {map, rounds, out});
 }
 void LaunchWgmma(Device& device, const int8_t* a, const int8_t* b, int n, int depth, int32_t* d) {
-  NIBBLE_CHECK(n == 128 || n == 256);
   const TileMap map = MapTiles(device.stream(), b, n, depth, n);
-  if (n == 128) {
-    LaunchBlocks<WgmmaKernel<128>>(device, 1, 1, {map, a, depth, d});
-  } else {
-    LaunchBlocks<WgmmaKernel<256>>(device, 1, 1, {map, a, depth, d});
+  const WgmmaParams params{map, a, depth, d};
+  switch (n) {
+    case 32:
+      return LaunchBlocks<WgmmaKernel<32>>(device, 1, 1, params);
+    case 128:
+      return LaunchBlocks<WgmmaKernel<128>>(device, 1, 1, params);
+    case 256:
+      return LaunchBlocks<WgmmaKernel<256>>(device, 1, 1, params);
   }
+  NIBBLE_CHECK(false);
 }
 
 }  // namespace nibble::testing

@@ -29,7 +29,7 @@ void LaunchClusterTiles(Device& device, const uint8_t* in, int64_t rows, int64_t
                         int rounds, uint8_t* out);
 
 // d (128, n) = a (128, depth) b (n, depth)^T, int8, int32 sums, by two warpgroups of a block: a by
-// asynchronous copies of threads, b by tiles. n is 128 or 256, depth a multiple of 128.
+// asynchronous copies of threads, b by tiles. n is 32, 128 or 256, depth a multiple of 128.
 void LaunchWgmma(Device& device, const int8_t* a, const int8_t* b, int n, int depth, int32_t* d);
 
 }  // namespace nibble::testing
