@@ -93,7 +93,12 @@ absl::Status MultiplyRows(const LinearCall& call, int i, const void* weights, in
   args.x = call.in.data;
   args.rows = call.args.rows;
   args.cols = call.weight(i).cols;
-  LaunchLinearBF16(call.device, args);
+  // The choice is the same for every number of tokens.
+  if (TakesLinearWgmma(call.device.info(), args.cols * static_cast<int64_t>(sizeof(uint16_t)))) {
+    LaunchWgmmaBF16(call.device, args, call.device.info().multiprocessors);
+  } else {
+    LaunchLinearBF16(call.device, args);
+  }
   return absl::OkStatus();
 }
 
@@ -199,7 +204,7 @@ bool TakesInt8Wgmma(const LinearCall& call) {
   return TakesLinearWgmma(call.device.info(), call.in.cols);
 }
 absl::Status RunInt8Wgmma(const LinearCall& call) {
-  LaunchLinearWgmma(call.device, RowsArgs(call), call.device.info().multiprocessors);
+  LaunchWgmmaInt8(call.device, RowsArgs(call), call.device.info().multiprocessors);
   return absl::OkStatus();
 }
 

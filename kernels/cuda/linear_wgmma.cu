@@ -1,24 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-// The W8A8 product for more than a few tokens, on the tensor cores of 9.0.
+// Products of rows of int8 (W8A8) or bf16 on the tensor cores of 9.0.
 //
 // Tiling: a block computes tiles of 128 (64) tokens x kN output features, one after the other. A
-// warp asks the copy engine for stages of 128 input features of both operands; two warpgroups of 64
-// tokens (half of the features) each multiply them, a stage's products under way while the next
-// stage's are issued, and keep their int32 sums in registers (up to 128 a thread, hence one block a
+// warp asks the copy engine for stages of 128 bytes of the rows of both operands; two warpgroups of
+// 64 tokens (half of the features) each multiply them, a stage's products under way while the next
+// stage's are issued, and keep their sums in registers (up to 128 a thread, hence one block a
 // multiprocessor). A ring of kStages is handed to and fro by barriers: `full` by the copied bytes,
 // `empty` by the warps that have multiplied. Two blocks of a cluster compute the same features of
 // 256 tokens; each copies half of the weights to both. The next tile's copies begin while a tile's
 // sums become outputs.
 //
-// Limit: int8 multiplications. A stage of a wide tile is 128 x 256 x 128 of them, 1024 cycles at
-// 4096 a cycle, in which a multiprocessor fetches 32 KiB from the second-level cache (48 KiB
-// without the cluster) and its tensor cores read 80 of the 128 KiB that shared memory gives. At
-// 2048 tokens a 28672 x 4096 weight is 1792 wide tiles, 13.6 for each of 132 multiprocessors, and a
-// tile is 32 stages: the last round leaves 0.97 of the rate, outputs (some 1300 instructions a
-// thread) 0.92 of that. Expected: 0.75 to 0.85 of what the library reaches for int8 sums alone, 1.4
-// to 1.6 times its bf16. To some 180 tokens bytes of the weights are the limit. Tiles of 64 tokens
-// are for more than 32: a block of 32 features (linear_int8.cu) then reads more bytes of tokens
-// from the second-level cache than of weights. Reasoned, not measured.
+// Order of a sum of bf16: 16 input features in the instruction, ascending; the same in every tile.
+//
+// Limit: multiplications. A stage of int8 of a wide tile is 128 x 256 x 128 of them, 1024 cycles at
+// 4096 a cycle (of bf16 half as many at half the rate), in which a multiprocessor fetches 32 KiB
+// from the second-level cache (48 KiB without the cluster) and its tensor cores read 80 of the 128
+// KiB that shared memory gives. At 2048 tokens a 28672 x 4096 weight is 1792 wide tiles, 13.6 for
+// each of 132 multiprocessors, and a tile is 32 stages: the last round leaves 0.97 of the rate,
+// outputs (some 1300 instructions a thread) 0.92 of that. Expected: 0.75 to 0.85 of what the
+// library reaches for int8 sums alone, 1.4 to 1.6 times its bf16. To some 180 tokens bytes of the
+// weights are the limit. Tiles of 64 tokens are for more than 32: a block of 32 features
+// (linear_int8.cu) then reads more bytes of tokens from the second-level cache than of weights.
+// Reasoned, not measured.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -54,11 +57,33 @@ constexpr int kGroupRows = 64;  // tokens of a warpgroup
 constexpr int kGroups = 2;      // warpgroups that multiply
 constexpr int kWarps = kGroups * simt::kWarpgroup / simt::kWarp;
 
+// What a warpgroup multiplies 32 bytes of a row of by how, and whether tokens and features have
+// scales.
+struct Int8Element {
+  static constexpr int kBytes = 1;
+  using Sum = int32_t;
+  static constexpr bool kScales = true;
+  template <int kN>
+  static NIBBLE_DEVICE void Multiply(Sum (&sum)[kN / 2], uint64_t a, uint64_t b, bool add) {
+    simt::WgmmaS8<kN>(sum, a, b, add);
+  }
+};
+struct BF16Element {
+  static constexpr int kBytes = 2;
+  using Sum = float;
+  static constexpr bool kScales = false;
+  template <int kN>
+  static NIBBLE_DEVICE void Multiply(Sum (&sum)[kN / 2], uint64_t a, uint64_t b, bool add) {
+    simt::WgmmaBF16<kN>(sum, a, b, add);
+  }
+};
+
 // kRowGroups: how many warpgroups the tokens of a tile are divided among; its features are divided
 // among the others.
-template <int kRowGroups, int kN, int kCluster, int kStages>
+template <class Element, int kRowGroups, int kN, int kCluster, int kStages>
 struct LinearWgmmaKernel {
   using Params = WgmmaParams;
+  using Sum = typename Element::Sum;
   static constexpr int kThreads = kWarps * simt::kWarp + simt::kWarpgroup;
   static constexpr int kMinBlocks = 1;
   static constexpr int kM = kRowGroups * kGroupRows;         // tokens of a tile
@@ -153,7 +178,7 @@ struct LinearWgmmaKernel {
     }
   }
 
-  static NIBBLE_DEVICE void Multiply(const Params& p, Ring& ring, int32_t (&sum)[kSums]) {
+  static NIBBLE_DEVICE void Multiply(const Params& p, Ring& ring, Sum (&sum)[kSums]) {
     // Shuffled so that the compiler knows a warp's lanes to agree: descriptors are one a warp.
     const int group = simt::Shuffle(simt::Thread() / simt::kWarpgroup, 0);
     simt::Barrier* before = nullptr;
@@ -165,8 +190,8 @@ struct LinearWgmmaKernel {
       simt::FenceWgmma();
       NIBBLE_UNROLL
       for (int k = 0; k < kRowBytes; k += 32) {
-        simt::WgmmaS8<kGroupN>(sum, simt::SwizzledOperand(tokens, k),
-                               simt::SwizzledOperand(weights, k), step > 0 || k > 0);
+        Element::template Multiply<kGroupN>(sum, simt::SwizzledOperand(tokens, k),
+                                            simt::SwizzledOperand(weights, k), step > 0 || k > 0);
       }
       simt::CommitWgmma();
       simt::WaitWgmma<1>();
@@ -207,8 +232,7 @@ struct LinearWgmmaKernel {
   }
 
   template <Stores kStores>
-  static NIBBLE_DEVICE void Store(const Params& p, const Place& place,
-                                  const int32_t (&sum)[kSums]) {
+  static NIBBLE_DEVICE void Store(const Params& p, const Place& place, const Sum (&sum)[kSums]) {
     constexpr bool kVectors = kStores != Stores::kElements;
     const RowsWeight& w = place.weight->weight;
     const auto features = static_cast<int>(w.features);
@@ -220,7 +244,7 @@ struct LinearWgmmaKernel {
     NIBBLE_UNROLL
     for (int half = 0; half < 2; ++half) {
       inside[half] = row + 8 * half < p.rows;
-      token[half] = inside[half] ? p.token_scales[row + 8 * half] : 0.0f;
+      token[half] = Element::kScales && inside[half] ? p.token_scales[row + 8 * half] : 0.0f;
     }
     // Four blocks of eight features at a time: the lanes of a quad have two features of each, and
     // exchange them for one block each.
@@ -230,7 +254,7 @@ struct LinearWgmmaKernel {
       NIBBLE_UNROLL
       for (int i = 0; i < 4; ++i) {
         const int at = column + 8 * (j + i) + 2 * t;
-        LoadPair<kVectors>(w.scales, at, features, scale[i]);
+        if constexpr (Element::kScales) LoadPair<kVectors>(w.scales, at, features, scale[i]);
         bias[i][0] = bias[i][1] = -0.0f;  // adds to any sum without a change
         if (w.bias != nullptr) LoadPair<kVectors>(w.bias, at, features, bias[i]);
       }
@@ -238,9 +262,9 @@ struct LinearWgmmaKernel {
       for (int half = 0; half < 2; ++half) {
         const int64_t start = (row + 8 * half) * w.stride;
         const auto value = [&](int i, int e) {
-          const float scaled =
-              static_cast<float>(sum[4 * (j + i) + 2 * half + e]) * (token[half] * scale[i][e]);
-          return scaled + bias[i][e];
+          float y = static_cast<float>(sum[4 * (j + i) + 2 * half + e]);
+          if constexpr (Element::kScales) y *= token[half] * scale[i][e];
+          return y + bias[i][e];
         };
         if constexpr (kStores == Stores::kBF16) {
           uint32_t word[4];
@@ -298,7 +322,7 @@ struct LinearWgmmaKernel {
     } else {
       simt::TakeRegisters<232>();
       simt::WaitForPreviousKernel();
-      int32_t sum[kSums];
+      Sum sum[kSums];
       for (int index = first; index < tiles; index += stride) {
         Multiply(p, ring, sum);
         if (index + stride >= tiles) simt::StartNextKernel();
@@ -335,22 +359,23 @@ Stores StoresOf(const RowsWeight& weight) {
   return bf16 ? Stores::kBF16 : Stores::kF32;
 }
 
-template <int kRowGroups, int kN, int kCluster, int kStages>
+template <class Element, int kRowGroups, int kN, int kCluster, int kStages>
 void LaunchTiles(Device& device, const LinearRowsArgs& args, int blocks) {
-  using Kernel = LinearWgmmaKernel<kRowGroups, kN, kCluster, kStages>;
+  using Kernel = LinearWgmmaKernel<Element, kRowGroups, kN, kCluster, kStages>;
   constexpr int kM = Kernel::kM;
   WgmmaParams params{};
-  params.tokens = MapTiles(device.stream(), args.x, args.rows, args.cols, kM);
+  const int64_t row_bytes = args.cols * Element::kBytes;
+  params.tokens = MapTiles(device.stream(), args.x, args.rows, row_bytes, kM);
   for (size_t i = 0; i < static_cast<size_t>(args.count); ++i) {
     const RowsWeight& weight = args.weights[i];
     params.weights[i] = {
-        MapTiles(device.stream(), weight.codes, weight.features, args.cols, Kernel::kShare), weight,
+        MapTiles(device.stream(), weight.codes, weight.features, row_bytes, Kernel::kShare), weight,
         StoresOf(weight)};
     params.column_tiles += static_cast<int>((weight.features + kN - 1) / kN);
   }
   params.token_scales = args.scales;
   params.rows = args.rows;
-  params.steps = static_cast<int>((args.cols + kRowBytes - 1) / kRowBytes);
+  params.steps = static_cast<int>((row_bytes + kRowBytes - 1) / kRowBytes);
   params.row_tiles = static_cast<int>((args.rows + kCluster * kM - 1) / (kCluster * kM));
   LaunchShape shape;
   shape.cluster_x = kCluster;
@@ -360,25 +385,33 @@ void LaunchTiles(Device& device, const LinearRowsArgs& args, int blocks) {
   Launch<Kernel>(device.stream(), shape, params);
 }
 
-}  // namespace
-
-bool TakesLinearWgmma(const DeviceInfo& device, int64_t cols) {
-  return device.major == 9 && cols % 16 == 0;
-}
-
-void LaunchLinearWgmma(Device& device, const LinearRowsArgs& args, int blocks) {
-  NIBBLE_CHECK(args.scales != nullptr && args.cols <= kMaxInt8LinearCols && args.cols % 16 == 0 &&
-               blocks >= 2);
+template <class Element>
+void LaunchElement(Device& device, const LinearRowsArgs& args, int blocks) {
+  NIBBLE_CHECK(args.cols * Element::kBytes % 16 == 0 && blocks >= 2);
   if (args.rows == 0) return;
-  if (args.rows <= 64) return LaunchTiles<1, 64, 1, 12>(device, args, blocks);
-  if (args.rows <= 128) return LaunchTiles<2, 128, 1, 6>(device, args, blocks);
+  if (args.rows <= 64) return LaunchTiles<Element, 1, 64, 1, 12>(device, args, blocks);
+  if (args.rows <= 128) return LaunchTiles<Element, 2, 128, 1, 6>(device, args, blocks);
   int64_t wide = 0;  // tiles of 256 features
   for (size_t i = 0; i < static_cast<size_t>(args.count); ++i) {
     wide += (args.weights[i].features + 255) / 256 * ((args.rows + 127) / 128);
   }
   // Narrow tiles where wide ones would leave multiprocessors without any.
-  if (wide < blocks) return LaunchTiles<2, 128, 2, 6>(device, args, blocks);
-  LaunchTiles<2, 256, 2, 4>(device, args, blocks);
+  if (wide < blocks) return LaunchTiles<Element, 2, 128, 2, 6>(device, args, blocks);
+  LaunchTiles<Element, 2, 256, 2, 4>(device, args, blocks);
+}
+
+}  // namespace
+
+bool TakesLinearWgmma(const DeviceInfo& device, int64_t row_bytes) {
+  return device.major == 9 && row_bytes % 16 == 0;
+}
+
+void LaunchWgmmaInt8(Device& device, const LinearRowsArgs& args, int blocks) {
+  NIBBLE_CHECK(args.scales != nullptr && args.cols <= kMaxInt8LinearCols);
+  LaunchElement<Int8Element>(device, args, blocks);
+}
+void LaunchWgmmaBF16(Device& device, const LinearRowsArgs& args, int blocks) {
+  LaunchElement<BF16Element>(device, args, blocks);
 }
 
 }  // namespace nibble

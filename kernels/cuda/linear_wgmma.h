@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The W8A8 product for more than a few tokens on compute capability 9.0.
+// Products of rows of int8 (W8A8) or bf16 on compute capability 9.0.
 #pragma once
 
 #include "kernels/cuda/linear_rows.h"
@@ -26,10 +26,12 @@ NIBBLE_HD constexpr WgmmaTile WgmmaTileOf(int index, int rows, int columns) {
 // ---- The product
 
 // Whether the kernel takes it: 9.0, rows of whole units of 16 bytes.
-bool TakesLinearWgmma(const DeviceInfo& device, int64_t cols);
+bool TakesLinearWgmma(const DeviceInfo& device, int64_t row_bytes);
 
-// LaunchLinearInt8, the same bits. `blocks` is how many blocks take tiles, two at least;
-// usually the device's multiprocessors.
-void LaunchLinearWgmma(Device& device, const LinearRowsArgs& args, int blocks);
+// LaunchLinearInt8 with the same bits, and LaunchLinearBF16 with those of another order of sums,
+// one for any number of rows. `blocks` is how many blocks take tiles, two at least; usually the
+// device's multiprocessors.
+void LaunchWgmmaInt8(Device& device, const LinearRowsArgs& args, int blocks);
+void LaunchWgmmaBF16(Device& device, const LinearRowsArgs& args, int blocks);
 
 }  // namespace nibble

@@ -89,26 +89,37 @@ __device__ __forceinline__ void WaitWgmma();
 // Until none is: the sums of d may be read. To be called for each array of sums.
 template <int kCount>
 __device__ __forceinline__ void WaitWgmma(int32_t (&d)[kCount]);
-// d = a b, plus d if `add`, of 64 x 32 by 32 x kN int8 operands in shared memory. With w = the
-// warp of the group, g = lane / 4, t = lane % 4, d[4 j + e] is row 16 w + g + 8 (e / 2), column
+template <int kCount>
+__device__ __forceinline__ void WaitWgmma(float (&d)[kCount]);
+// d = a b, plus d if `add`, of 64 rows by kN columns of operands in shared memory and 32 bytes of
+// each along the summed axis: 32 int8 with int32 sums, or 16 bf16 with f32 sums. With w = the warp
+// of the group, g = lane / 4, t = lane % 4, d[4 j + e] is row 16 w + g + 8 (e / 2), column
 // 8 j + 2 t + e % 2. kN is 32, 128 or 256.
 template <int kN>
 __device__ __forceinline__ void WgmmaS8(int32_t (&d)[kN / 2], uint64_t a, uint64_t b, bool add);
+template <int kN>
+__device__ __forceinline__ void WgmmaBF16(float (&d)[kN / 2], uint64_t a, uint64_t b, bool add);
 #else
 void WaitWgmmaUpTo(int pending);
 template <int kPending>
 void WaitWgmma() {
   WaitWgmmaUpTo(kPending);
 }
-template <int kCount>
-void WaitWgmma(int32_t (&)[kCount]) {
+template <typename Sum, int kCount>
+void WaitWgmma(Sum (&)[kCount]) {
   WaitWgmmaUpTo(0);
 }
-void EmulateWgmmaS8(int32_t* d, int n, uint64_t a, uint64_t b, bool add);
+void EmulateWgmma(int32_t* d, int n, uint64_t a, uint64_t b, bool add);  // by the type of its sums
+void EmulateWgmma(float* d, int n, uint64_t a, uint64_t b, bool add);
 template <int kN>
 void WgmmaS8(int32_t (&d)[kN / 2], uint64_t a, uint64_t b, bool add) {
   static_assert(kN == 32 || kN == 128 || kN == 256);
-  EmulateWgmmaS8(d, kN, a, b, add);
+  EmulateWgmma(d, kN, a, b, add);
+}
+template <int kN>
+void WgmmaBF16(float (&d)[kN / 2], uint64_t a, uint64_t b, bool add) {
+  static_assert(kN == 32 || kN == 128 || kN == 256);
+  EmulateWgmma(d, kN, a, b, add);
 }
 #endif
 

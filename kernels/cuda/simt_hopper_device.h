@@ -122,60 +122,69 @@ __device__ __forceinline__ void WaitWgmma(int32_t (&d)[kCount]) {
   NIBBLE_UNROLL
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(d[i])::"memory");
 }
-
-// Operands %0 to %(10 t + 9), and eight registers of d.
-#define NIBBLE_TEN(t)                                                                    \
-  "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t \
-  "8, "                                                                                  \
-  "%" #t "9, "
-#define NIBBLE_EIGHT(i)                                                               \
-  "+r"(d[i]), "+r"(d[(i) + 1]), "+r"(d[(i) + 2]), "+r"(d[(i) + 3]), "+r"(d[(i) + 4]), \
-      "+r"(d[(i) + 5]), "+r"(d[(i) + 6]), "+r"(d[(i) + 7])
-#define NIBBLE_32(i) \
-  NIBBLE_EIGHT(i), NIBBLE_EIGHT((i) + 8), NIBBLE_EIGHT((i) + 16), NIBBLE_EIGHT((i) + 24)
-
-template <>
-__device__ __forceinline__ void WgmmaS8<32>(int32_t (&d)[16], uint64_t a, uint64_t b, bool add) {
-  NIBBLE_SM90A(
-      "{\n"
-      ".reg .pred add;\n"
-      "setp.ne.b32 add, %18, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n32k32.s32.s8.s8 {" NIBBLE_TEN() "%10, %11, %12, %13, %14, "
-      "%15}, %16, %17, add;\n"
-      "}"
-      : NIBBLE_EIGHT(0), NIBBLE_EIGHT(8)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
-}
-template <>
-__device__ __forceinline__ void WgmmaS8<128>(int32_t (&d)[64], uint64_t a, uint64_t b, bool add) {
-  NIBBLE_SM90A(
-      "{\n"
-      ".reg .pred add;\n"
-      "setp.ne.b32 add, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" NIBBLE_TEN() NIBBLE_TEN(1)
-          NIBBLE_TEN(2) NIBBLE_TEN(3) NIBBLE_TEN(4) NIBBLE_TEN(5)
-              "%60, %61, %62, %63}, %64, %65, add;\n"
-              "}"
-      : NIBBLE_32(0), NIBBLE_32(32)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
-}
-template <>
-__device__ __forceinline__ void WgmmaS8<256>(int32_t (&d)[128], uint64_t a, uint64_t b, bool add) {
-  NIBBLE_SM90A(
-      "{\n"
-      ".reg .pred add;\n"
-      "setp.ne.b32 add, %130, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" NIBBLE_TEN() NIBBLE_TEN(1)
-          NIBBLE_TEN(2) NIBBLE_TEN(3) NIBBLE_TEN(4) NIBBLE_TEN(5) NIBBLE_TEN(6) NIBBLE_TEN(7)
-              NIBBLE_TEN(8) NIBBLE_TEN(9) NIBBLE_TEN(10) NIBBLE_TEN(11)
-                  "%120, %121, %122, %123, %124, %125, %126, %127}, %128, %129, add;\n"
-                  "}"
-      : NIBBLE_32(0), NIBBLE_32(32), NIBBLE_32(64), NIBBLE_32(96)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+template <int kCount>
+__device__ __forceinline__ void WaitWgmma(float (&d)[kCount]) {
+  WaitWgmma<0>();
+  NIBBLE_UNROLL
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+// d: operands %(10 t) to %(10 t + 9), those of a product of n columns, and the registers behind
+// them, of type c.
+#define NIBBLE_TEN(t)                                                                              \
+  "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t \
+  "9, "
+#define NIBBLE_NAMES_32 NIBBLE_TEN() "%10, %11, %12, %13, %14, %15"
+#define NIBBLE_NAMES_128 \
+  NIBBLE_TEN() NIBBLE_TEN(1) NIBBLE_TEN(2) NIBBLE_TEN(3) NIBBLE_TEN(4) NIBBLE_TEN(5) "%60, %61, " \
+                                                                                    "%62, %63"
+#define NIBBLE_NAMES_256 \
+  NIBBLE_TEN()           \
+  NIBBLE_TEN(1) NIBBLE_TEN(2) NIBBLE_TEN(3) NIBBLE_TEN(4) NIBBLE_TEN(5) NIBBLE_TEN(6)      \
+      NIBBLE_TEN(7) NIBBLE_TEN(8) NIBBLE_TEN(9) NIBBLE_TEN(10) NIBBLE_TEN(11) "%120, %121, " \
+      "%122, %123, %124, %125, %126, %127"
+#define NIBBLE_EIGHT(c, i)                                                            \
+  c(d[i]), c(d[(i) + 1]), c(d[(i) + 2]), c(d[(i) + 3]), c(d[(i) + 4]), c(d[(i) + 5]), \
+      c(d[(i) + 6]), c(d[(i) + 7])
+#define NIBBLE_32(c, i) \
+  NIBBLE_EIGHT(c, i), NIBBLE_EIGHT(c, (i) + 8), NIBBLE_EIGHT(c, (i) + 16), NIBBLE_EIGHT(c, (i) + 24)
+#define NIBBLE_REGISTERS_32(c) NIBBLE_EIGHT(c, 0), NIBBLE_EIGHT(c, 8)
+#define NIBBLE_REGISTERS_128(c) NIBBLE_32(c, 0), NIBBLE_32(c, 32)
+#define NIBBLE_REGISTERS_256(c) NIBBLE_REGISTERS_128(c), NIBBLE_32(c, 64), NIBBLE_32(c, 96)
+// `a`, `b`, `p`: operands behind those of d. Products of floats have factors of a and b, 1, and say
+// that neither is transposed.
+#define NIBBLE_WGMMA(Word, Sum, c, n, a, b, p, kind, factors)                                \
+  template <>                                                                                \
+  __device__ __forceinline__ void Word<n>(Sum(&d)[n / 2], uint64_t rows, uint64_t columns,   \
+                                          bool add) {                                        \
+    NIBBLE_SM90A(                                                                            \
+        "{\n"                                                                                \
+        ".reg .pred add;\n"                                                                  \
+        "setp.ne.b32 add, %" #p                                                              \
+        ", 0;\n"                                                                             \
+        "wgmma.mma_async.sync.aligned.m64n" #n kind " {" NIBBLE_NAMES_##n "}, %" #a ", %" #b \
+                                                                          ", add" factors    \
+                                                                          ";\n"              \
+                                                                          "}"                \
+        : NIBBLE_REGISTERS_##n(c)                                                            \
+        : "l"(rows), "l"(columns), "r"(static_cast<int>(add)));                              \
+  }
+NIBBLE_WGMMA(WgmmaS8, int32_t, "+r", 32, 16, 17, 18, "k32.s32.s8.s8", "")
+NIBBLE_WGMMA(WgmmaS8, int32_t, "+r", 128, 64, 65, 66, "k32.s32.s8.s8", "")
+NIBBLE_WGMMA(WgmmaS8, int32_t, "+r", 256, 128, 129, 130, "k32.s32.s8.s8", "")
+NIBBLE_WGMMA(WgmmaBF16, float, "+f", 32, 16, 17, 18, "k16.f32.bf16.bf16", ", 1, 1, 0, 0")
+NIBBLE_WGMMA(WgmmaBF16, float, "+f", 128, 64, 65, 66, "k16.f32.bf16.bf16", ", 1, 1, 0, 0")
+NIBBLE_WGMMA(WgmmaBF16, float, "+f", 256, 128, 129, 130, "k16.f32.bf16.bf16", ", 1, 1, 0, 0")
+
+#undef NIBBLE_WGMMA
+#undef NIBBLE_REGISTERS_256
+#undef NIBBLE_REGISTERS_128
+#undef NIBBLE_REGISTERS_32
 #undef NIBBLE_32
 #undef NIBBLE_EIGHT
+#undef NIBBLE_NAMES_256
+#undef NIBBLE_NAMES_128
+#undef NIBBLE_NAMES_32
 #undef NIBBLE_TEN
 #undef NIBBLE_SM90A
 

@@ -61,31 +61,50 @@ TEST_F(CudaHopperInstruction, TilesReachBothBlocksOfACluster) {
   }
 }
 
-TEST_F(CudaHopperInstruction, WarpgroupProducts) {
-  constexpr int kDepth = 384;
+// Whole numbers up to `largest`, whose products and sums are exact in both types.
+template <typename Element, typename Sum>
+void ExpectProducts(int depth, int largest, Element (*element)(int), Sum (*sum)(int32_t)) {
   std::mt19937 random(9);
-  const auto codes = [&](int rows) {
-    std::vector<int8_t> values(static_cast<size_t>(rows * kDepth));
-    for (int8_t& value : values) value = static_cast<int8_t>(random());
+  const auto numbers = [&](int rows) {
+    std::vector<int> values(static_cast<size_t>(rows * depth));
+    for (int& value : values) {
+      value = static_cast<int>(random() % static_cast<uint32_t>(2 * largest + 1)) - largest;
+    }
     return values;
   };
+  const auto elements = [&](const std::vector<int>& values) {
+    std::vector<Element> as;
+    for (const int value : values) as.push_back(element(value));
+    return as;
+  };
   for (const int n : {32, 128, 256}) {
-    const std::vector<int8_t> a = codes(128), b = codes(n);
-    const OnDevice<int8_t> on_a(a), on_b(b);
-    const auto d = OnDevice<int32_t>::Poisoned(static_cast<size_t>(128 * n));
-    LaunchWgmma(TestDevice(), on_a.data(), on_b.data(), n, kDepth, d.data());
-    std::vector<int32_t> expected;
+    const std::vector<int> a = numbers(128), b = numbers(n);
+    const OnDevice<Element> on_a(elements(a)), on_b(elements(b));
+    const auto d = OnDevice<Sum>::Poisoned(static_cast<size_t>(128 * n));
+    LaunchWgmma(TestDevice(), on_a.data(), on_b.data(), n, depth, d.data());
+    std::vector<Sum> expected;
     for (int r = 0; r < 128; ++r) {
       for (int c = 0; c < n; ++c) {
-        int32_t sum = 0;
-        for (int k = 0; k < kDepth; ++k) {
-          sum += a[static_cast<size_t>(r * kDepth + k)] * b[static_cast<size_t>(c * kDepth + k)];
+        int32_t total = 0;
+        for (int k = 0; k < depth; ++k) {
+          total += a[static_cast<size_t>(r * depth + k)] * b[static_cast<size_t>(c * depth + k)];
         }
-        expected.push_back(sum);
+        expected.push_back(sum(total));
       }
     }
     EXPECT_EQ(d.Read(), expected) << n;
   }
+}
+
+TEST_F(CudaHopperInstruction, WarpgroupProductsOfInt8) {
+  ExpectProducts<int8_t, int32_t>(
+      384, 127, [](int x) { return static_cast<int8_t>(x); }, [](int32_t x) { return x; });
+}
+
+TEST_F(CudaHopperInstruction, WarpgroupProductsOfBF16) {
+  ExpectProducts<uint16_t, float>(
+      192, 100, [](int x) { return F32ToBF16(static_cast<float>(x)); },
+      [](int32_t x) { return static_cast<float>(x); });
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The W8A8 product of 9.0 against its definition, to the bit.
+// The products of 9.0 against their definitions, those of int8 to the bit.
 #include "kernels/cuda/linear_wgmma.h"
 
 #include <gtest/gtest.h>
@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "kernels/cuda/linear.h"
+#include "tests/kernels/cuda/bf16_product.h"
 #include "tests/kernels/cuda/int8_product.h"
 #include "tests/support/cuda/emulated_device.h"
 #include "tests/support/cuda/hopper_instructions.h"
@@ -39,11 +40,9 @@ class CudaLinearWgmmaTest : public ::testing::Test {
   // By `blocks` blocks.
   static void ExpectExact(int blocks, const std::vector<int64_t>& outs, int64_t rows, int64_t cols,
                           DType type, bool biased) {
-    ExpectExactInt8(
-        [blocks](Device& device, const LinearRowsArgs& args) {
-          LaunchLinearWgmma(device, args, blocks);
-        },
-        outs, rows, cols, type, biased);
+    ExpectExactInt8([blocks](Device& device,
+                             const LinearRowsArgs& args) { LaunchWgmmaInt8(device, args, blocks); },
+                    outs, rows, cols, type, biased);
   }
 };
 
@@ -73,6 +72,35 @@ TEST_F(CudaLinearWgmmaTest, RingsGoRoundAndTilesFollowEachOther) {
 TEST_F(CudaLinearWgmmaTest, ThreeWeightsThatShareTheirInput) {
   for (const int64_t rows : {66, 257}) {
     ExpectExact(4, {70, 33, 129}, rows, 208, DType::kBF16, true);
+  }
+}
+
+TEST_F(CudaLinearWgmmaTest, BF16IsNearItsDefinition) {
+  const auto launch = [](Device& device, const LinearRowsArgs& args) {
+    LaunchWgmmaBF16(device, args, 2);
+  };
+  for (const LinearShape& shape : kLinearShapes) {
+    ExpectNearBF16(launch, shape.rows, shape.out, (shape.in + 7) / 8 * 8,
+                   shape.rows % 2 == 0 ? DType::kF32 : DType::kBF16);
+  }
+  ExpectNearBF16(launch, 130, 272, 328, DType::kBF16);
+}
+
+// In tiles of 64, of 128, and of both widths of pairs of blocks.
+TEST_F(CudaLinearWgmmaTest, ARowOfBF16HasTheSameBitsInEveryTile) {
+  constexpr int64_t kRows = 140, kFeatures = 50;
+  const BF16Product product(kRows, kFeatures, 600);
+  const auto multiply = [&](int64_t rows, int blocks) {
+    return As<float>(product.Multiply(
+        [blocks](Device& device, const LinearRowsArgs& args) {
+          LaunchWgmmaBF16(device, args, blocks);
+        },
+        rows, DType::kF32));
+  };
+  const std::vector<float> all = multiply(kRows, 2);
+  EXPECT_EQ(multiply(kRows, 100), all);
+  for (const int64_t rows : {1, 64, 65}) {
+    EXPECT_EQ(multiply(rows, 4), std::vector<float>(all.begin(), all.begin() + rows * kFeatures));
   }
 }
 

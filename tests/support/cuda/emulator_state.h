@@ -57,9 +57,10 @@ struct PhaseBarrier {
 struct Product {
   uint64_t a = 0, b = 0;
   int n = 0;
+  bool bf16 = false;  // otherwise int8
   bool add = false;
-  std::vector<int8_t> rows, columns;  // (64, 32), (n, 32)
-  int waited = 0;                     // threads
+  std::vector<uint8_t> rows, columns;  // (64, 32), (n, 32) bytes
+  int waited = 0;                      // threads
 };
 struct Warpgroup {
   std::deque<Product> products;
@@ -91,10 +92,10 @@ struct Block {
 // The product of a thread, and the sums that it adds to.
 struct IssuedProduct {
   uint64_t number;
-  int32_t* d;
+  void* d;
 };
 struct Sums {
-  std::vector<int32_t> values;
+  std::vector<uint32_t> words;
   int products = 0;  // under way
 };
 
@@ -110,7 +111,7 @@ struct Fibre {
   std::vector<size_t> unfenced;  // places in Block::unfenced
   std::vector<std::vector<IssuedProduct>> product_groups;
   std::vector<IssuedProduct> open_products;
-  std::map<int32_t*, Sums> sums;
+  std::map<void*, Sums> sums;
   uint64_t products = 0;     // issued
   bool wgmma_fence = false;  // since the sums were last this thread's own
 

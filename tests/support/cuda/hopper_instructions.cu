@@ -131,16 +131,26 @@ struct ClusterTilesKernel {
   }
 };
 
+template <typename Sum>
 struct WgmmaParams {
   TileMap b;
-  const int8_t* a;
-  int depth;
-  int32_t* d;
+  const uint8_t* a;
+  int row_bytes;
+  Sum* d;
 };
 
 template <int kN>
+NIBBLE_DEVICE void Multiply(int32_t (&d)[kN / 2], uint64_t a, uint64_t b, bool add) {
+  simt::WgmmaS8<kN>(d, a, b, add);
+}
+template <int kN>
+NIBBLE_DEVICE void Multiply(float (&d)[kN / 2], uint64_t a, uint64_t b, bool add) {
+  simt::WgmmaBF16<kN>(d, a, b, add);
+}
+
+template <typename Sum, int kN>
 struct WgmmaKernel {
-  using Params = WgmmaParams;
+  using Params = WgmmaParams<Sum>;
   static constexpr int kThreads = 256;
   static constexpr int kMinBlocks = 1;
   static constexpr int kRowBytes = simt::kSwizzledRow;
@@ -157,15 +167,15 @@ struct WgmmaKernel {
     simt::SyncThreads();
     simt::WaitForPreviousKernel();
     const int group = simt::Thread() / simt::kWarpgroup;
-    int32_t d[kN / 2];
-    for (int step = 0; step < p.depth / kRowBytes; ++step) {
+    Sum d[kN / 2];
+    for (int step = 0; step < p.row_bytes / kRowBytes; ++step) {
       if (simt::Thread() == 0) {
         simt::ArriveExpecting(full, kN * kRowBytes);
         simt::CopyTile(b, p.b, step * kRowBytes, 0, full);
       }
       for (int i = simt::Thread(); i < 128 * 8; i += kThreads) {
         simt::CopyAsync16(a + simt::SwizzledUnit(i / 8, i % 8),
-                          p.a + i / 8 * p.depth + step * kRowBytes + i % 8 * 16, true);
+                          p.a + i / 8 * p.row_bytes + step * kRowBytes + i % 8 * 16, true);
       }
       simt::CommitCopies();
       simt::WaitCopies<0>();
@@ -175,8 +185,8 @@ struct WgmmaKernel {
       simt::FenceWgmma();
       NIBBLE_UNROLL
       for (int k = 0; k < kRowBytes; k += 32) {
-        simt::WgmmaS8<kN>(d, simt::SwizzledOperand(a + group * 64 * kRowBytes, k),
-                          simt::SwizzledOperand(b, k), step > 0 || k > 0);
+        Multiply<kN>(d, simt::SwizzledOperand(a + group * 64 * kRowBytes, k),
+                     simt::SwizzledOperand(b, k), step > 0 || k > 0);
       }
       simt::CommitWgmma();
       simt::WaitWgmma(d);
@@ -203,6 +213,21 @@ void LaunchBlocks(Device& device, int clusters, int cluster,
   Launch<Kernel>(device.stream(), shape, params);
 }
 
+template <typename Sum>
+void LaunchProduct(Device& device, const void* a, const void* b, int n, int row_bytes, Sum* d) {
+  const WgmmaParams<Sum> params{MapTiles(device.stream(), b, n, row_bytes, n),
+                                static_cast<const uint8_t*>(a), row_bytes, d};
+  switch (n) {
+    case 32:
+      return LaunchBlocks<WgmmaKernel<Sum, 32>>(device, 1, 1, params);
+    case 128:
+      return LaunchBlocks<WgmmaKernel<Sum, 128>>(device, 1, 1, params);
+    case 256:
+      return LaunchBlocks<WgmmaKernel<Sum, 256>>(device, 1, 1, params);
+  }
+  NIBBLE_CHECK(false);
+}
+
 }  // namespace
 
 void LaunchRing(Device& device, const uint32_t* in, int rounds, uint32_t* out) {
@@ -217,17 +242,10 @@ void LaunchClusterTiles(Device& device, const uint8_t* in, int64_t rows, int64_t
   LaunchBlocks<ClusterTilesKernel>(device, clusters, 2, {map, rounds, out});
 }
 void LaunchWgmma(Device& device, const int8_t* a, const int8_t* b, int n, int depth, int32_t* d) {
-  const TileMap map = MapTiles(device.stream(), b, n, depth, n);
-  const WgmmaParams params{map, a, depth, d};
-  switch (n) {
-    case 32:
-      return LaunchBlocks<WgmmaKernel<32>>(device, 1, 1, params);
-    case 128:
-      return LaunchBlocks<WgmmaKernel<128>>(device, 1, 1, params);
-    case 256:
-      return LaunchBlocks<WgmmaKernel<256>>(device, 1, 1, params);
-  }
-  NIBBLE_CHECK(false);
+  LaunchProduct(device, a, b, n, depth, d);
+}
+void LaunchWgmma(Device& device, const uint16_t* a, const uint16_t* b, int n, int depth, float* d) {
+  LaunchProduct(device, a, b, n, 2 * depth, d);
 }
 
 }  // namespace nibble::testing

@@ -28,8 +28,10 @@ void LaunchBulkCopies(Device& device, const uint32_t* in, int rounds, uint32_t* 
 void LaunchClusterTiles(Device& device, const uint8_t* in, int64_t rows, int64_t cols, int clusters,
                         int rounds, uint8_t* out);
 
-// d (128, n) = a (128, depth) b (n, depth)^T, int8, int32 sums, by two warpgroups of a block: a by
-// asynchronous copies of threads, b by tiles. n is 32, 128 or 256, depth a multiple of 128.
+// d (128, n) = a (128, depth) b (n, depth)^T by two warpgroups of a block: a by asynchronous copies
+// of threads, b by tiles. int8 with int32 sums, or bf16 with f32 sums; n is 32, 128 or 256, rows of
+// operands are whole multiples of 128 bytes.
 void LaunchWgmma(Device& device, const int8_t* a, const int8_t* b, int n, int depth, int32_t* d);
+void LaunchWgmma(Device& device, const uint16_t* a, const uint16_t* b, int n, int depth, float* d);
 
 }  // namespace nibble::testing

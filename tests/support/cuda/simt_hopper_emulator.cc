@@ -2,9 +2,11 @@
 // The words of simt_hopper.h, by the PTX ISA's definitions. Descriptors are decoded here from the
 // manual's words and not from the code that makes them.
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "kernels/cuda/simt_hopper.h"
+#include "kernels/dtype.h"
 #include "tests/support/cuda/emulator_state.h"
 
 namespace nibble {
@@ -51,7 +53,7 @@ void ArriveOn(PhaseBarrier& barrier, int64_t bytes) {
 
 // "Strides", K-major, 128-byte swizzle: rows of 128 bytes, eight rows an atom, the stride
 // dimension byte offset from atom to atom; address bits 4 to 6 are exclusive-ored with bits 7 to 9.
-std::vector<int8_t> ReadOperand(uint64_t descriptor, int rows) {
+std::vector<uint8_t> ReadOperand(uint64_t descriptor, int rows) {
   Block& block = *Self().block;
   const auto field = [descriptor](int low, int bits) {
     return static_cast<uint32_t>(descriptor >> low & ((uint64_t{1} << bits) - 1));
@@ -61,7 +63,7 @@ std::vector<int8_t> ReadOperand(uint64_t descriptor, int rows) {
   if (field(49, 3) != 0 || (start >> 7 & 7) != 0) {
     Fail("an operand whose swizzled rows do not begin at a multiple of 1024");
   }
-  std::vector<int8_t> bytes(static_cast<size_t>(rows) * 32);
+  std::vector<uint8_t> bytes(static_cast<size_t>(rows) * 32);
   for (uint32_t r = 0; r < static_cast<uint32_t>(rows); ++r) {
     for (uint32_t unit = 0; unit < 2; ++unit) {
       const uint32_t linear = start + r / 8 * stride + r % 8 * 128 + 16 * unit;
@@ -78,16 +80,34 @@ Warpgroup& GroupOf(const Fibre& lane) {
   return lane.block->warpgroups[static_cast<size_t>(lane.thread / simt::kWarpgroup)];
 }
 
+// Of rows of 32 bytes.
+uint32_t AddInt8(uint32_t d, const uint8_t* row, const uint8_t* column) {
+  auto sum = static_cast<int32_t>(d);
+  for (size_t k = 0; k < 32; ++k) {
+    sum += static_cast<int8_t>(row[k]) * static_cast<int8_t>(column[k]);
+  }
+  return static_cast<uint32_t>(sum);
+}
+uint32_t AddBF16(uint32_t d, const uint8_t* row, const uint8_t* column) {
+  const auto value = [](const uint8_t* bytes, size_t k) {
+    uint16_t half;
+    std::memcpy(&half, bytes + 2 * k, sizeof(half));
+    return static_cast<double>(BF16ToF32(half));
+  };
+  double sum = 0;
+  for (size_t k = 0; k < 16; ++k) sum += value(row, k) * value(column, k);
+  return std::bit_cast<uint32_t>(std::bit_cast<float>(d) + static_cast<float>(sum));
+}
+
 // This thread's part of a product: two rows.
-void Add(const Fibre& lane, const Product& product, std::vector<int32_t>& d) {
-  const size_t row =
+void Add(const Fibre& lane, const Product& product, std::vector<uint32_t>& d) {
+  const auto row =
       static_cast<size_t>(lane.thread % simt::kWarpgroup / 32 * 16 + lane.thread % 32 / 4);
   for (size_t i = 0; i < d.size(); ++i) {
     const size_t r = row + i % 4 / 2 * 8;
     const size_t c = i / 4 * 8 + static_cast<size_t>(lane.thread % 4) * 2 + i % 2;
-    int32_t sum = product.add ? d[i] : 0;
-    for (size_t k = 0; k < 32; ++k) sum += product.rows[32 * r + k] * product.columns[32 * c + k];
-    d[i] = sum;
+    d[i] = (product.bf16 ? AddBF16 : AddInt8)(product.add ? d[i] : 0, product.rows.data() + 32 * r,
+                                              product.columns.data() + 32 * c);
   }
 }
 
@@ -95,9 +115,9 @@ void FinishProduct(Fibre& lane, const IssuedProduct& issued) {
   Warpgroup& group = GroupOf(lane);
   Product& product = group.products[static_cast<size_t>(issued.number - group.first)];
   Sums& sums = lane.sums[issued.d];
-  Add(lane, product, sums.values);
+  Add(lane, product, sums.words);
   if (--sums.products == 0) {
-    std::copy(sums.values.begin(), sums.values.end(), issued.d);
+    std::memcpy(issued.d, sums.words.data(), sums.words.size() * sizeof(uint32_t));
     lane.sums.erase(issued.d);
   }
   if (++product.waited < simt::kWarpgroup) return;
@@ -109,6 +129,32 @@ void FinishProduct(Fibre& lane, const IssuedProduct& issued) {
     group.products.pop_front();
     ++group.first;
   }
+}
+
+void Issue(void* d, int n, bool bf16, uint64_t a, uint64_t b, bool add) {
+  Fibre& lane = Self();
+  if (lane.block->warpgroups.empty() ||
+      static_cast<size_t>(lane.thread / simt::kWarpgroup) >= lane.block->warpgroups.size()) {
+    Fail("a product of less than a warpgroup");
+  }
+  if (!lane.wgmma_fence) Fail("a product without a fence between it and its sums");
+  Warpgroup& group = GroupOf(lane);
+  const uint64_t number = lane.products++;
+  if (number == group.first + group.products.size()) {
+    group.products.push_back({a, b, n, bf16, add, ReadOperand(a, 64), ReadOperand(b, n), 0});
+  }
+  const Product& product = group.products[static_cast<size_t>(number - group.first)];
+  if (product.a != a || product.b != b || product.n != n || product.bf16 != bf16 ||
+      product.add != add) {
+    Fail("a product that is another one in another thread of the warpgroup");
+  }
+  Sums& sums = lane.sums[d];
+  if (sums.products++ == 0) {
+    sums.words.resize(static_cast<size_t>(n / 2));
+    std::memcpy(sums.words.data(), d, sums.words.size() * sizeof(uint32_t));
+    std::memset(d, kPoison, sums.words.size() * sizeof(uint32_t));
+  }
+  lane.open_products.push_back({number, d});
 }
 
 void StartCopy(Block& to, size_t place, const void* global, size_t bytes, size_t barrier) {
@@ -266,28 +312,11 @@ void WaitWgmmaUpTo(int pending) {
   if (lane.sums.empty()) lane.wgmma_fence = false;
 }
 
-void EmulateWgmmaS8(int32_t* d, int n, uint64_t a, uint64_t b, bool add) {
-  Fibre& lane = Self();
-  if (lane.block->warpgroups.empty() ||
-      static_cast<size_t>(lane.thread / kWarpgroup) >= lane.block->warpgroups.size()) {
-    Fail("a product of less than a warpgroup");
-  }
-  if (!lane.wgmma_fence) Fail("a product without a fence between it and its sums");
-  Warpgroup& group = GroupOf(lane);
-  const uint64_t number = lane.products++;
-  if (number == group.first + group.products.size()) {
-    group.products.push_back({a, b, n, add, ReadOperand(a, 64), ReadOperand(b, n), 0});
-  }
-  const Product& product = group.products[static_cast<size_t>(number - group.first)];
-  if (product.a != a || product.b != b || product.n != n || product.add != add) {
-    Fail("a product that is another one in another thread of the warpgroup");
-  }
-  Sums& sums = lane.sums[d];
-  if (sums.products++ == 0) {
-    sums.values.assign(d, d + n / 2);
-    std::memset(d, kPoison, static_cast<size_t>(n / 2) * sizeof(int32_t));
-  }
-  lane.open_products.push_back({number, d});
+void EmulateWgmma(int32_t* d, int n, uint64_t a, uint64_t b, bool add) {
+  Issue(d, n, false, a, b, add);
+}
+void EmulateWgmma(float* d, int n, uint64_t a, uint64_t b, bool add) {
+  Issue(d, n, true, a, b, add);
 }
 
 }  // namespace simt
