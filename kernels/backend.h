@@ -3,13 +3,14 @@
 // forward pass is written once above it.
 //
 // Launches are ordered per Backend and may be asynchronous: results in backend memory are visible
-// to later operations at once, to the host after Sync(). No operation allocates device memory,
-// reads back or synchronises. Shapes were checked by the caller. A Backend is driven by one thread
-// at a time; several backends may be driven by several threads.
+// to later operations at once, to the host after Sync() or Wait(). No operation allocates device
+// memory, reads back or synchronises. Shapes were checked by the caller. A Backend is driven by one
+// thread at a time; several backends may be driven by several threads.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -112,7 +113,8 @@ class Backend {
   // ResourceExhausted when the device has no `bytes` left.
   virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(size_t bytes) = 0;
   virtual void Upload(void* device, const void* host, size_t bytes) = 0;
-  virtual void Download(void* host, const void* device, size_t bytes) = 0;  // valid after Sync()
+  // Valid after Sync, or Wait for a later mark.
+  virtual void Download(void* host, const void* device, size_t bytes) = 0;
 
   // Unimplemented, naming device, scheme and mode, if there is no kernel; ResourceExhausted if
   // memory is short.
@@ -149,8 +151,26 @@ class Backend {
   // quantizer's own.
   virtual WeightRounding* weight_rounding() { return nullptr; }
 
-  // Waits for everything launched; the one place where device errors surface.
+  // Waits for everything launched. Device errors surface here and in Wait.
   virtual absl::Status Sync() = 0;
+
+  // Whether operations return before they are done, so that there is something to gain from
+  // launching more before one waits.
+  virtual bool asynchronous() const { return false; }
+  // A point in the order of launches, later than all marks before it.
+  virtual uint64_t Mark() { return 0; }
+  // Waits for what was launched before `mark`, as Sync does for everything.
+  virtual absl::Status Wait(uint64_t) { return Sync(); }
+  // The device's time from one mark to a later one, both waited for and among the last
+  // kTimedMarks; 0 where it does not tell.
+  virtual double Seconds(uint64_t, uint64_t) { return 0; }
+  static constexpr uint64_t kTimedMarks = 8;
+
+  // Runs `launches`, which does nothing but launch operations of this backend (no copies to or from
+  // the host). May record them and replay the recording when `key` comes again: what differs
+  // between calls with the same key may be the contents of memory only. A Prepare, PrepareEmbedding
+  // or Reserve in between is allowed.
+  virtual void Replay(uint64_t /*key*/, const std::function<void()>& launches) { launches(); }
 
   // Measures the device's ceilings now (about a second).
   virtual Ceilings MeasureCeilings() = 0;

@@ -56,6 +56,8 @@ struct Floats {
 // ---- What is in a step
 // -------------------------------------------------------------------------------------------
 
+struct SampleResult;
+
 // One engine step over a mixed batch: decode sequences have one row, prefill chunks have many. Rows
 // of one sequence are contiguous and in order of position. All arrays lie in fixed buffers of the
 // backend.
@@ -63,7 +65,7 @@ struct BatchView {
   int32_t rows = 0;                         // tokens in this step
   int32_t sequences = 0;                    // sequences in this step
   int32_t max_query = 0;                    // longest run of rows of one sequence
-  const int32_t* token_ids = nullptr;       // (rows)
+  const int32_t* token_ids = nullptr;       // (rows) as EmbedArgs::ids
   const int32_t* positions = nullptr;       // (rows) position of the token in its sequence, from 0
   const int32_t* row_sequence = nullptr;    // (rows) index of the sequence in this step
   const int32_t* query_start = nullptr;     // (sequences + 1) first row of each sequence
@@ -73,6 +75,7 @@ struct BatchView {
   int32_t max_blocks = 0;
   const int32_t* logit_rows = nullptr;  // (num_logits) rows whose logits are wanted, ascending
   int32_t num_logits = 0;
+  const SampleResult* drawn = nullptr;  // EmbedArgs::drawn
 };
 
 // ---- KV cache
@@ -189,10 +192,11 @@ class PreparedLinear;
 
 struct EmbedArgs {
   const PreparedEmbedding* table;
-  const int32_t* ids;  // (rows), each in [0, vocabulary)
+  const int32_t* ids;  // (rows), each in [0, vocabulary), or -1 - i: the token of drawn[i]
   int64_t rows;
-  float scale;  // multiplies the row (Gemma: sqrt(hidden)), otherwise 1
-  float* out;   // (rows, hidden) f32
+  float scale;                          // multiplies the row (Gemma: sqrt(hidden)), otherwise 1
+  float* out;                           // (rows, hidden) f32
+  const SampleResult* drawn = nullptr;  // what ids below 0 stand for: SampleArgs::results of before
 };
 
 // Residual add, then norm: h = x + delta (stored back to x when delta is given), out = h / rms(h) *
@@ -323,7 +327,7 @@ struct SampleArgs {
   int64_t rows;
   int64_t vocabulary;
   const SamplingRow* params;  // (rows) host memory
-  SampleResult* results;      // (rows) host memory, valid after Backend::Sync
+  SampleResult* results;      // (rows)
 };
 
 }  // namespace nibble

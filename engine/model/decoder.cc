@@ -164,6 +164,8 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(Backend& backend,
   return std::unique_ptr<Decoder>(new Decoder(std::move(impl)));
 }
 
+float* Decoder::logits() const { return impl_->workspace->impl().logits->as<float>(); }
+
 float* Decoder::Forward(const BatchView& batch, const KvPool& kv) {
   Impl& model = *impl_;
   Workspace& workspace = *model.workspace;
@@ -175,7 +177,8 @@ float* Decoder::Forward(const BatchView& batch, const KvPool& kv) {
                  .ids = batch.token_ids,
                  .rows = batch.rows,
                  .scale = model.config.embedding_scale,
-                 .out = workspace.residual()});
+                 .out = workspace.residual(),
+                 .drawn = batch.drawn});
   for (size_t layer = 0; layer < model.blocks.size(); ++layer) {
     model.blocks[layer]->Forward(batch, kv, static_cast<int>(layer), *model.rope, workspace,
                                  /*has_delta=*/layer > 0);

@@ -157,6 +157,8 @@ class Decoder {
   // valid until the next Forward (nullptr if num_logits is 0). Needs batch.rows <= max_rows,
   // batch.num_logits <= max_logit_rows, positions < max_context.
   float* Forward(const BatchView& batch, const KvPool& kv);
+  // Where Forward leaves logits: the same place every time.
+  float* logits() const;
 
  private:
   struct Impl;

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/check.h"
+
 namespace nibble {
 namespace {
 
@@ -56,7 +58,8 @@ void Choice::Count(int32_t token, int32_t occurrences) {
   }
 }
 
-SamplingRow Choice::Row() const {
+SamplingRow Choice::Row(int32_t ahead) const {
+  NIBBLE_CHECK(ahead == 0 || !plan_.penalties);
   const SamplingParams& params = plan_.params;
   SamplingRow row;
   row.temperature = params.temperature;
@@ -68,12 +71,13 @@ SamplingRow Choice::Row() const {
   row.frequency_penalty = params.frequency_penalty;
   row.seed = plan_.seed;
   row.choice = static_cast<uint32_t>(index_);
-  row.position = static_cast<uint32_t>(prompt_.size() + output_.size());
+  row.position =
+      static_cast<uint32_t>(prompt_.size() + output_.size()) + static_cast<uint32_t>(ahead);
   row.logprobs = params.logprobs.value_or(-1);
   row.bias_ids = plan_.bias_ids.data();
   row.bias = plan_.bias.data();
   row.num_bias = static_cast<int32_t>(plan_.bias.size());
-  if (generated() < params.min_tokens) {
+  if (generated() + ahead < params.min_tokens) {
     row.banned_ids = plan_.banned.data();
     row.num_banned = static_cast<int32_t>(plan_.banned.size());
   }

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <utility>
 
@@ -50,6 +52,38 @@ TokenLogprob Score(const float* logits, int32_t vocab, const ScoreRow& wanted) {
   return result;
 }
 
+// How large a step is.
+struct StepSize {
+  int32_t rows, sequences, logits, max_blocks, max_query;
+};
+
+// Where a step's arrays lie, in words of one buffer: one after the other, so that one copy uploads
+// them, at places that follow from the size.
+struct StepLayout {
+  int32_t token_ids, positions, row_sequence, query_start, context_length, logit_rows, block_table;
+  int64_t words;
+
+  explicit StepLayout(const StepSize& size) {
+    int32_t at = 0;
+    const auto place = [&at](int32_t count) { return std::exchange(at, at + count); };
+    token_ids = place(size.rows);
+    positions = place(size.rows);
+    row_sequence = place(size.rows);
+    query_start = place(size.sequences + 1);
+    context_length = place(size.sequences);
+    logit_rows = place(size.logits);
+    block_table = at;
+    words = at + int64_t{size.sequences} * size.max_blocks;
+  }
+};
+
+// The sequences of a replayed step: few sizes, and at most a quarter more than are there.
+int32_t PaddedSequences(int32_t sequences) {
+  const auto step = static_cast<int32_t>(
+      std::max(std::bit_floor(static_cast<uint32_t>(std::max(sequences - 1, 1))) / 4, 1u));
+  return (sequences + step - 1) / step * step;
+}
+
 }  // namespace
 
 void StepInput::Clear() {
@@ -74,65 +108,151 @@ struct DecoderRunner::Impl {
   KvPool kv;
   RunnerLimits limits;
 
-  // The step's arrays, one after the other in one buffer of fixed size.
-  std::unique_ptr<Buffer> step;
-  BatchView view;
-  int32_t *token_ids = nullptr, *positions = nullptr, *row_sequence = nullptr,
-          *query_start = nullptr, *context_length = nullptr, *block_table = nullptr,
-          *logit_rows = nullptr;
+  int32_t max_blocks = 0;   // of one sequence
+  int32_t spare_block = 0;  // that padding writes to; only where steps are padded
 
-  const StepInput* input = nullptr;  // of the step under way
-  float* logits = nullptr;           // of the step under way
-  std::vector<SampleResult> samples;
+  std::unique_ptr<Buffer> arrays;   // of the step, laid out by StepLayout
+  std::unique_ptr<Buffer> samples;  // (max_logit_rows) SampleResult of the step submitted last
+  std::vector<int32_t> words;       // the arrays as they are uploaded
+
+  struct Step {
+    const StepInput* input = nullptr;
+    float* logits = nullptr;
+    std::vector<SampleResult> samples;  // (max_logit_rows)
+    uint64_t begin = 0, end = 0;        // marks
+  };
+  // A ring: the oldest of `under_way` is steps[first].
+  std::array<Step, kStepsUnderWay> steps;
+  int first = 0, under_way = 0;
   std::vector<float> host_logits;  // (kScoreRows, vocab), from the first score on
 
   absl::Status AllocateStep() {
-    const int64_t max_blocks = (limits.max_context + kKvBlockTokens - 1) / kKvBlockTokens;
-    const int64_t rows = limits.max_rows;
-    const int64_t sequences = limits.max_sequences;
-    const int64_t words =
-        3 * rows + 2 * sequences + 1 + sequences * max_blocks + limits.max_logit_rows;
-    auto buffer = backend->Allocate(static_cast<size_t>(words) * sizeof(int32_t));
-    if (!buffer.ok()) return buffer.status();
-    step = *std::move(buffer);
-    int32_t* at = step->as<int32_t>();
-    const auto part = [&at](int64_t count) { return std::exchange(at, at + count); };
-    view.token_ids = token_ids = part(rows);
-    view.positions = positions = part(rows);
-    view.row_sequence = row_sequence = part(rows);
-    view.query_start = query_start = part(sequences + 1);
-    view.context_length = context_length = part(sequences);
-    view.block_table = block_table = part(sequences * max_blocks);
-    view.logit_rows = logit_rows = part(limits.max_logit_rows);
+    max_blocks = (limits.max_context + kKvBlockTokens - 1) / kKvBlockTokens;
+    const StepSize largest{limits.max_rows, limits.max_sequences, limits.max_logit_rows, max_blocks,
+                           0};
+    const std::pair<std::unique_ptr<Buffer>*, size_t> wanted[] = {
+        {&arrays, static_cast<size_t>(StepLayout(largest).words) * sizeof(int32_t)},
+        {&samples, static_cast<size_t>(limits.max_logit_rows) * sizeof(SampleResult)},
+    };
+    for (const auto& [buffer, bytes] : wanted) {
+      auto allocated = backend->Allocate(bytes);
+      if (!allocated.ok()) return allocated.status();
+      *buffer = *std::move(allocated);
+    }
+    for (Step& step : steps) step.samples.resize(static_cast<size_t>(limits.max_logit_rows));
     return absl::OkStatus();
   }
 
-  void Upload(int32_t* device, const std::vector<int32_t>& host) {
-    if (!host.empty()) backend->Upload(device, host.data(), host.size() * sizeof(int32_t));
+  // Whether the step is one that comes again and again with other contents: a row and a drawn token
+  // for every sequence.
+  bool IsDecode(const StepInput& input) const {
+    return input.max_query == 1 && input.logit_rows.size() == input.token_ids.size();
+  }
+
+  // As large as the step is, or, where it will be replayed, as its padding makes it.
+  StepSize SizeOf(const StepInput& input, bool padded) const {
+    StepSize size{input.rows(), input.sequences(), static_cast<int32_t>(input.logit_rows.size()),
+                  input.max_blocks, input.max_query};
+    if (padded) {
+      size.sequences = std::min(PaddedSequences(size.sequences), limits.max_sequences);
+      size.rows = size.logits = size.sequences;
+      size.max_blocks = std::min(
+          static_cast<int32_t>(std::bit_ceil(static_cast<uint32_t>(size.max_blocks))), max_blocks);
+    }
+    return size;
+  }
+
+  // Padding is sequences of one token each, whose key and value go to the spare block.
+  void UploadArrays(const StepInput& input, const StepSize& size, const StepLayout& layout) {
+    words.resize(static_cast<size_t>(layout.words));
+    const auto fill = [this](int32_t at, const std::vector<int32_t>& values, int32_t count,
+                             auto&& padding) {
+      int32_t* to = std::copy(values.begin(), values.end(), words.data() + at);
+      for (auto i = static_cast<int32_t>(values.size()); i < count; ++i) *to++ = padding(i);
+    };
+    const auto index = [](int32_t i) { return i; };
+    const auto nothing = [](int32_t) { return 0; };
+    fill(layout.token_ids, input.token_ids, size.rows, nothing);
+    fill(layout.positions, input.positions, size.rows, nothing);
+    fill(layout.row_sequence, input.row_sequence, size.rows, index);
+    fill(layout.query_start, input.query_start, size.sequences + 1, index);
+    fill(layout.context_length, input.context_length, size.sequences, [](int32_t) { return 1; });
+    fill(layout.logit_rows, input.logit_rows, size.logits, index);
+    int32_t* table = words.data() + layout.block_table;
+    std::fill_n(table, size.sequences * size.max_blocks, spare_block);
+    for (int32_t s = 0; s < input.sequences(); ++s) {
+      std::copy_n(input.block_table.data() + int64_t{s} * input.max_blocks, input.max_blocks,
+                  table + int64_t{s} * size.max_blocks);
+    }
+    backend->Upload(arrays->data(), words.data(), words.size() * sizeof(int32_t));
+  }
+
+  BatchView ViewOf(const StepSize& size, const StepLayout& layout) const {
+    const auto* base = arrays->as<int32_t>();
+    BatchView view;
+    view.rows = size.rows;
+    view.sequences = size.sequences;
+    view.max_query = size.max_query;
+    view.token_ids = base + layout.token_ids;
+    view.positions = base + layout.positions;
+    view.row_sequence = base + layout.row_sequence;
+    view.query_start = base + layout.query_start;
+    view.context_length = base + layout.context_length;
+    view.block_table = base + layout.block_table;
+    view.max_blocks = size.max_blocks;
+    view.logit_rows = base + layout.logit_rows;
+    view.num_logits = size.logits;
+    view.drawn = samples->as<SampleResult>();
+    return view;
+  }
+
+  // Steps of equal size are the same launches, which the backend may replay.
+  void Forward(Step& step) {
+    const StepInput& input = *step.input;
+    const bool replayed = limits.ahead && IsDecode(input);
+    const StepSize size = SizeOf(input, replayed);
+    const StepLayout layout(size);
+    UploadArrays(input, size, layout);
+    const BatchView view = ViewOf(size, layout);
+    step.begin = backend->Mark();
+    if (replayed) {
+      const uint64_t key = uint64_t{static_cast<uint32_t>(size.sequences)} << 32 |
+                           static_cast<uint32_t>(size.max_blocks);
+      backend->Replay(key, [&] { decoder->Forward(view, kv); });
+    } else {
+      decoder->Forward(view, kv);
+    }
+    step.logits = decoder->logits();
   }
 
   // Samples the runs of logits rows that are drawn from; rows that are scored stay as they are.
-  void Sample() {
-    const size_t count = input->draws.size();
+  void Sample(Step& step) {
+    const StepInput& input = *step.input;
+    const size_t count = input.draws.size();
     size_t drawn = 0;
     for (size_t row = 0; row < count;) {
       size_t end = row;
-      while (end < count && input->draws[end] == input->draws[row]) ++end;
-      if (input->draws[row] != 0) {
+      while (end < count && input.draws[end] == input.draws[row]) ++end;
+      if (input.draws[row] != 0) {
         SampleArgs args;
-        args.logits = logits + row * static_cast<size_t>(limits.vocab);
+        args.logits = step.logits + row * static_cast<size_t>(limits.vocab);
         args.rows = static_cast<int64_t>(end - row);
         args.vocabulary = limits.vocab;
-        args.params = input->sampling.data() + drawn;
-        args.results = samples.data() + drawn;
+        args.params = input.sampling.data() + drawn;
+        args.results = samples->as<SampleResult>() + drawn;
         backend->Sample(args);
         drawn += end - row;
       }
       row = end;
     }
+    if (drawn > 0) {
+      backend->Download(step.samples.data(), samples->data(), drawn * sizeof(SampleResult));
+    }
   }
 
-  absl::Status ScoreRows(StepOutput* output) {
+  absl::Status ScoreRows(const Step& step, StepOutput* output) {
+    const StepInput* input = step.input;
+    const float* logits = step.logits;
     const auto vocab = static_cast<size_t>(limits.vocab);
     host_logits.resize(kScoreRows * vocab);
     size_t scored = 0;
@@ -212,7 +332,11 @@ absl::StatusOr<std::unique_ptr<DecoderRunner>> DecoderRunner::Load(
         absl::StrCat("kv_bytes is ", options.kv_bytes, "; one block of ", kKvBlockTokens,
                      " tokens needs ", spec.BytesPerBlock(), " bytes"));
   }
-  auto kv_memory = impl->backend->AllocateKv(spec, static_cast<int32_t>(blocks), &impl->kv);
+  // One block more where steps are padded.
+  impl->limits.ahead = impl->backend->asynchronous();
+  impl->spare_block = static_cast<int32_t>(blocks);
+  auto kv_memory = impl->backend->AllocateKv(
+      spec, static_cast<int32_t>(blocks) + (impl->limits.ahead ? 1 : 0), &impl->kv);
   if (!kv_memory.ok()) return kv_memory.status();
   impl->kv_memory = *std::move(kv_memory);
 
@@ -228,7 +352,6 @@ absl::StatusOr<std::unique_ptr<DecoderRunner>> DecoderRunner::Load(
     if (id >= 0 && id < config.vocab) limits.eos_ids.push_back(id);
   }
   if (absl::Status status = impl->AllocateStep(); !status.ok()) return status;
-  impl->samples.resize(static_cast<size_t>(limits.max_logit_rows));
   return std::unique_ptr<DecoderRunner>(new DecoderRunner(std::move(impl)));
 }
 
@@ -238,46 +361,41 @@ const RunnerLimits& DecoderRunner::limits() const { return impl_->limits; }
 const Decoder& DecoderRunner::decoder() const { return *impl_->decoder; }
 size_t DecoderRunner::kv_bytes() const { return impl_->kv_memory->bytes(); }
 size_t DecoderRunner::resident_bytes() const {
-  return impl_->decoder->resident_bytes() + impl_->step->bytes();
+  return impl_->decoder->resident_bytes() + impl_->arrays->bytes() + impl_->samples->bytes();
 }
 
 void DecoderRunner::Submit(const StepInput& input) {
   Impl& impl = *impl_;
-  NIBBLE_CHECK(impl.input == nullptr);
+  NIBBLE_CHECK(impl.under_way < kStepsUnderWay);
+  NIBBLE_CHECK(impl.under_way == 0 ||
+               impl.steps[static_cast<size_t>(impl.first)].input->score.empty());
   NIBBLE_CHECK(input.rows() >= 1 && input.rows() <= impl.limits.max_rows);
   NIBBLE_CHECK(input.sequences() <= impl.limits.max_sequences);
   NIBBLE_CHECK(input.logit_rows.size() <= static_cast<size_t>(impl.limits.max_logit_rows));
-  impl.input = &input;
-  impl.Upload(impl.token_ids, input.token_ids);
-  impl.Upload(impl.positions, input.positions);
-  impl.Upload(impl.row_sequence, input.row_sequence);
-  impl.Upload(impl.query_start, input.query_start);
-  impl.Upload(impl.context_length, input.context_length);
-  impl.Upload(impl.block_table, input.block_table);
-  impl.Upload(impl.logit_rows, input.logit_rows);
-  impl.view.rows = input.rows();
-  impl.view.sequences = input.sequences();
-  impl.view.max_query = input.max_query;
-  impl.view.max_blocks = input.max_blocks;
-  impl.view.num_logits = static_cast<int32_t>(input.logit_rows.size());
-  impl.logits = impl.decoder->Forward(impl.view, impl.kv);
-  impl.Sample();
+  Impl::Step& step =
+      impl.steps[static_cast<size_t>((impl.first + impl.under_way) % kStepsUnderWay)];
+  ++impl.under_way;
+  step.input = &input;
+  impl.Forward(step);
+  impl.Sample(step);
+  step.end = impl.backend->Mark();
 }
 
 absl::Status DecoderRunner::Collect(StepOutput* output) {
   Impl& impl = *impl_;
-  NIBBLE_CHECK(impl.input != nullptr);
+  NIBBLE_CHECK(impl.under_way > 0);
+  Impl::Step& step = impl.steps[static_cast<size_t>(impl.first)];
+  impl.first = (impl.first + 1) % kStepsUnderWay;
+  --impl.under_way;
   output->samples.clear();
   output->scores.clear();
-  absl::Status status = impl.backend->Sync();
-  if (status.ok()) {
-    output->samples.assign(
-        impl.samples.begin(),
-        impl.samples.begin() + static_cast<std::ptrdiff_t>(impl.input->sampling.size()));
-    if (!impl.input->score.empty()) status = impl.ScoreRows(output);
-  }
-  impl.input = nullptr;
-  return status;
+  if (absl::Status status = impl.backend->Wait(step.end); !status.ok()) return status;
+  output->device_seconds = impl.backend->Seconds(step.begin, step.end);
+  output->samples.assign(
+      step.samples.begin(),
+      step.samples.begin() + static_cast<std::ptrdiff_t>(step.input->sampling.size()));
+  if (!step.input->score.empty()) return impl.ScoreRows(step, output);
+  return absl::OkStatus();
 }
 
 }  // namespace nibble

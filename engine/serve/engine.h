@@ -75,6 +75,7 @@ struct EngineStats {
   uint64_t prompt_tokens = 0;    // of requests that began to run
   uint64_t computed_tokens = 0;  // rows of all steps; recomputation counts again
   uint64_t generated_tokens = 0;
+  double device_seconds = 0;  // that the device worked on steps; 0 if it does not tell
   // Seconds, as of the call of Stats().
   double last_step_seconds = 0;     // duration of the last step; 0 = none yet
   double last_step_age = 0;         // since the last step ended; since Make if there was none

@@ -72,8 +72,8 @@ void EngineLoop::TakeInbox() {
   for (const auto& [id, when] : taken_.cancelled) {
     const auto found = requests_.find(id);
     if (found == requests_.end()) continue;
-    cancelled_at_.push_back(when);
     EndRequest(*found->second, FinishReason::kCancelled, absl::OkStatus());
+    observer_->OnCancelToFree(Seconds(Now() - when));
   }
   for (const uint64_t id : taken_.emptied) ResumeEmptied(id);
   if (taken_.end_all) EndAll(absl::UnavailableError("the engine is shutting down"));
@@ -117,69 +117,92 @@ void EngineLoop::ResumeEmptied(uint64_t id) {
   }
 }
 
-void EngineLoop::ObserveCancelled() {
-  if (cancelled_at_.empty()) return;
-  const SteadyTime now = Now();
-  for (const SteadyTime when : cancelled_at_) observer_->OnCancelToFree(Seconds(now - when));
-  cancelled_at_.clear();
-}
-
 // ---- One step
 
+// Where the device works by itself a step is submitted before the one before it is collected: what
+// that one draws stays on the device (StepInput::token_ids), and a choice that turns out to end
+// with it has computed a row too much.
 bool EngineLoop::Step() {
   Beat();
   TakeInbox();
-  ObserveCancelled();
   {
     std::lock_guard lock(shared_->mutex);
     if (shared_->state == EngineState::kFailed) return false;
   }
-  const SteadyTime began = Now();
-  EndExpired(began);
-  scheduler_.Plan(&plan_);
-  if (plan_.sequences.empty()) {
-    departed_.clear();
+  EngineStep& next = steps_[(oldest_ + under_way_) % kStepsUnderWay];
+  next.began = Now();
+  EndExpired(next.began);
+  scheduler_.Plan(&next.plan);
+  const bool planned = !next.plan.sequences.empty();
+  if (planned) Submit(next);
+  if (under_way_ == 0) {
     Publish();
     return false;
   }
-  step_began_.store(began.time_since_epoch().count(), std::memory_order_relaxed);
-  for (const PlannedSequence& planned : plan_.sequences) {
-    const auto route = routes_.find(planned.id);
-    if (route != routes_.end() && !route->second.request->started) {
-      Begin(*route->second.request, began);
-    }
+  const size_t ahead = planned && MayRunAhead(next.input) ? 1 : 0;
+  // While the device computes: what is cancelled now is dropped when it is done.
+  if (under_way_ > ahead) TakeInbox();
+  while (under_way_ > ahead) {
+    if (!CollectOldest()) return false;
   }
-  BuildInput();
-  runner_->Submit(input_);
-  TakeInbox();  // While the device computes: what is cancelled now is dropped when it is done.
-  const absl::Status status = runner_->Collect(&output_);
-  scheduler_.Commit();
-  departed_.clear();
-  ObserveCancelled();
-  if (!status.ok()) {
-    Fail(status);
-    return false;
-  }
-  Deliver();
-  CountStep(began);
-  step_began_.store(0, std::memory_order_relaxed);
   Publish();
   Beat();
   return true;
 }
 
-void EngineLoop::CountStep(SteadyTime began) {
-  const double seconds = Seconds(Now() - began);
+void EngineLoop::Submit(EngineStep& step) {
+  for (const PlannedSequence& planned : step.plan.sequences) {
+    ServedRequest& request = *routes_.at(planned.id).request;
+    if (!request.started) Begin(request, step.began);
+  }
+  BuildInput(step.plan, &step.input);
+  if (under_way_ == 0) {
+    step_began_.store(step.began.time_since_epoch().count(), std::memory_order_relaxed);
+  }
+  runner_->Submit(step.input);
+  scheduler_.Commit();
+  ++under_way_;
+}
+
+// Whether the step after this one can be built before this one's results are there. Penalties need
+// to know the token that is being drawn, scores the logits before the next step's come.
+bool EngineLoop::MayRunAhead(const StepInput& input) const {
+  return runner_->limits().ahead && input.score.empty() &&
+         std::none_of(input.sampling.begin(), input.sampling.end(),
+                      [](const SamplingRow& row) { return row.num_seen > 0; });
+}
+
+bool EngineLoop::CollectOldest() {
+  const EngineStep& step = steps_[oldest_];
+  const absl::Status status = runner_->Collect(&output_);
+  oldest_ = (oldest_ + 1) % kStepsUnderWay;
+  --under_way_;
+  if (!status.ok()) {
+    Fail(status);
+    return false;
+  }
+  Deliver(step.plan);
+  CountStep(step);
+  return true;
+}
+
+void EngineLoop::CountStep(const EngineStep& step) {
+  const SteadyTime now = Now();
+  // Two steps under way share the time in which both are.
+  const double seconds = Seconds(now - std::max(step.began, last_collected_));
+  last_collected_ = now;
+  step_began_.store(under_way_ > 0 ? now.time_since_epoch().count() : 0, std::memory_order_relaxed);
   if (seconds > 0) {
-    const double rate = plan_.rows / seconds;
+    const double rate = step.plan.rows / seconds;
     const double recent = recent_rate();
     recent_rate_.store(recent == 0 ? rate : 0.9 * recent + 0.1 * rate, std::memory_order_relaxed);
     if (rate > peak_rate()) peak_rate_.store(rate, std::memory_order_relaxed);
   }
   ++counters_.steps;
-  counters_.computed_tokens += static_cast<uint64_t>(plan_.rows);
+  counters_.computed_tokens += static_cast<uint64_t>(step.plan.rows);
+  counters_.device_seconds += output_.device_seconds;
   counters_.last_step_seconds = seconds;
-  observer_->OnStep(seconds, plan_.rows);
+  observer_->OnStep(seconds, step.plan.rows);
 }
 
 void EngineLoop::EndExpired(SteadyTime now) {
@@ -203,52 +226,57 @@ void EngineLoop::Begin(ServedRequest& request, SteadyTime now) {
   }
 }
 
-void EngineLoop::BuildInput() {
-  input_.Clear();
-  for (const PlannedSequence& planned : plan_.sequences) {
-    input_.max_blocks =
-        std::max(input_.max_blocks, static_cast<int32_t>(scheduler_.blocks(planned.id).size()));
-    input_.max_query = std::max(input_.max_query, planned.rows);
+void EngineLoop::BuildInput(const StepPlan& plan, StepInput* to) {
+  StepInput& input = *to;
+  input.Clear();
+  for (const PlannedSequence& planned : plan.sequences) {
+    input.max_blocks =
+        std::max(input.max_blocks, static_cast<int32_t>(scheduler_.blocks(planned.id).size()));
+    input.max_query = std::max(input.max_query, planned.rows);
   }
-  input_.query_start.push_back(0);
-  for (const PlannedSequence& planned : plan_.sequences) {
+  input.query_start.push_back(0);
+  for (const PlannedSequence& planned : plan.sequences) {
     const Route& route = routes_.at(planned.id);
-    const Choice& choice = *route.request->parts[route.choice].choice;
-    const int32_t first_row = input_.rows();
-    const int32_t sequence = input_.sequences();
+    ServedRequest::Part& part = route.part();
+    const Choice& choice = *part.choice;
+    const int32_t known = route.request->prompt_tokens() + choice.generated();
+    const int32_t first_row = input.rows();
+    const int32_t sequence = input.sequences();
     for (int32_t i = 0; i < planned.rows; ++i) {
-      input_.token_ids.push_back(choice.token(planned.start + i));
-      input_.positions.push_back(planned.start + i);
-      input_.row_sequence.push_back(sequence);
+      const int32_t position = planned.start + i;
+      input.token_ids.push_back(position < known ? choice.token(position) : -1 - part.slot);
+      input.positions.push_back(position);
+      input.row_sequence.push_back(sequence);
     }
-    input_.query_start.push_back(input_.rows());
-    input_.context_length.push_back(planned.start + planned.rows);
+    input.query_start.push_back(input.rows());
+    input.context_length.push_back(planned.start + planned.rows);
     const std::span<const int32_t> blocks = scheduler_.blocks(planned.id);
-    input_.block_table.insert(input_.block_table.end(), blocks.begin(), blocks.end());
-    input_.block_table.resize(static_cast<size_t>((sequence + 1) * input_.max_blocks), 0);
+    input.block_table.insert(input.block_table.end(), blocks.begin(), blocks.end());
+    input.block_table.resize(static_cast<size_t>((sequence + 1) * input.max_blocks), 0);
     for (int32_t at = planned.score_begin; at < planned.score_end; ++at) {
-      input_.logit_rows.push_back(first_row + at - planned.start);
-      input_.draws.push_back(0);
-      input_.score.push_back(
+      input.logit_rows.push_back(first_row + at - planned.start);
+      input.draws.push_back(0);
+      input.score.push_back(
           {choice.token(at + 1), *route.request->request.sampling.prompt_logprobs});
     }
     if (planned.draw) {
-      input_.logit_rows.push_back(first_row + planned.rows - 1);
-      input_.draws.push_back(1);
-      input_.sampling.push_back(choice.Row());
+      input.logit_rows.push_back(first_row + planned.rows - 1);
+      input.draws.push_back(1);
+      part.slot = static_cast<int32_t>(input.sampling.size());
+      input.sampling.push_back(choice.Row(part.drawn++));
     }
   }
 }
 
 // ---- Tokens out
 
-void EngineLoop::Deliver() {
+void EngineLoop::Deliver(const StepPlan& plan) {
   const SteadyTime now = Now();
   size_t score = 0;
   size_t sample = 0;
-  for (const PlannedSequence& planned : plan_.sequences) {
+  for (const PlannedSequence& planned : plan.sequences) {
     const auto route = routes_.find(planned.id);
-    if (route == routes_.end()) {  // Cancelled while the step ran.
+    if (route == routes_.end()) {  // Ended while the step ran.
       score += static_cast<size_t>(planned.score_end - planned.score_begin);
       sample += planned.draw ? 1 : 0;
       continue;
@@ -283,7 +311,8 @@ void EngineLoop::DeliverToken(const PlannedSequence& planned, const SampleResult
                               SteadyTime now) {
   const Route route = routes_.at(planned.id);
   ServedRequest& request = *route.request;
-  ServedRequest::Part& part = request.parts[route.choice];
+  ServedRequest::Part& part = route.part();
+  --part.drawn;
   if (!drawn.finite) {
     EndRequest(request, FinishReason::kError,
                absl::InternalError(absl::StrCat("the model's logits for position ",
@@ -318,8 +347,7 @@ void EngineLoop::PushDelta(ServedRequest& request, size_t choice, SteadyTime now
     if (request.ended == request.parts.size()) Close(request, absl::OkStatus());
     return;
   }
-  scheduler_.Append(part.sequence);
-  if (full) {
+  if (full && !part.paused) {
     part.paused = true;
     scheduler_.Pause(part.sequence, now);
     ++counters_.pauses;
@@ -369,9 +397,7 @@ void EngineLoop::Close(ServedRequest& request, const absl::Status& why) {
   }
   observer_->OnFinished({request.worst, end.usage, end.timings, longest});
   request.stream->Close(std::move(end));
-  const auto found = requests_.find(request.id);
-  departed_.push_back(std::move(found->second));
-  requests_.erase(found);
+  requests_.erase(requests_.find(request.id));
   std::lock_guard lock(shared_->mutex);
   if (--shared_->unfinished == 0) shared_->idle.notify_all();
 }
@@ -385,7 +411,6 @@ void EngineLoop::EndAll(const absl::Status& why) {
 void EngineLoop::EndEverything(const absl::Status& why) {
   TakeInbox();
   EndAll(why);
-  departed_.clear();
   Publish();
 }
 

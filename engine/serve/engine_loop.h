@@ -2,6 +2,7 @@
 // The engine's thread: what a step does, and what other threads leave for it.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -43,6 +44,8 @@ struct ServedRequest {
     std::unique_ptr<Choice> choice;
     SteadyTime last_token;
     bool paused = false;
+    int32_t drawn = 0;  // tokens that steps under way draw, 0..kStepsUnderWay
+    int32_t slot = 0;   // where the latest of those steps leaves its token: index into `sampling`
   };
 
   int32_t prompt_tokens() const { return static_cast<int32_t>(request.prompt.size()); }
@@ -116,17 +119,25 @@ class EngineLoop {
   struct Route {
     ServedRequest* request;
     size_t choice;
+    ServedRequest::Part& part() const { return request->parts[choice]; }
+  };
+  struct EngineStep {
+    StepPlan plan;
+    StepInput input;
+    SteadyTime began;
   };
 
   void Beat() { heartbeat_.store(Now().time_since_epoch().count(), std::memory_order_relaxed); }
   void TakeInbox();
   void AddRequest(std::unique_ptr<ServedRequest> owned);
   void ResumeEmptied(uint64_t id);
-  void ObserveCancelled();
   void EndExpired(SteadyTime now);
   void Begin(ServedRequest& request, SteadyTime now);
-  void BuildInput();
-  void Deliver();
+  void Submit(EngineStep& step);
+  void BuildInput(const StepPlan& plan, StepInput* input);
+  bool MayRunAhead(const StepInput& input) const;
+  bool CollectOldest();  // false: the device failed
+  void Deliver(const StepPlan& plan);
   void DeliverScores(ServedRequest& request, const PlannedSequence& planned, size_t* score);
   void DeliverToken(const PlannedSequence& planned, const SampleResult& drawn, SteadyTime now);
   void PushDelta(ServedRequest& request, size_t choice, SteadyTime now);
@@ -135,7 +146,7 @@ class EngineLoop {
   void Close(ServedRequest& request, const absl::Status& why);
   void EndAll(const absl::Status& why);
   void Fail(const absl::Status& status);
-  void CountStep(SteadyTime began);
+  void CountStep(const EngineStep& step);
   void Publish();
 
   const std::unique_ptr<ModelRunner> runner_;
@@ -154,15 +165,14 @@ class EngineLoop {
   SequenceId next_sequence_ = 1;
   std::unordered_map<uint64_t, std::unique_ptr<ServedRequest>> requests_;
   std::unordered_map<SequenceId, Route> routes_;  // of the choices that have not ended
-  // Ended, but a step under way may still read their sampling parameters.
-  std::vector<std::unique_ptr<ServedRequest>> departed_;
-  EngineStats counters_;                  // the counters of the snapshot
-  std::vector<SteadyTime> cancelled_at_;  // of requests whose blocks are about to be free
-  // Buffers of a step, kept for their capacity.
+  EngineStats counters_;                          // the counters of the snapshot
+  // A ring: the oldest of `under_way_` is steps_[oldest_].
+  std::array<EngineStep, kStepsUnderWay> steps_;
+  size_t oldest_ = 0, under_way_ = 0;
+  SteadyTime last_collected_;
+  // Buffers, kept for their capacity.
   EngineInbox taken_;
   std::vector<EndedSequence> expired_;
-  StepPlan plan_;
-  StepInput input_;
   StepOutput output_;
   Delta delta_;
 };

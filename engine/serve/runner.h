@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the engine needs from a model: run one step over a batch. Submit and Collect are apart, so
-// that a device may complete late; the engine decides nothing between them.
+// What the engine needs from a model: run steps over batches. Submit and Collect are apart: where
+// the device works by itself, the next step is submitted before this one is collected, so that the
+// device never waits for the host.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +27,8 @@ struct RunnerLimits {
   int32_t kv_blocks = 0;       // blocks of kKvBlockTokens positions
   int64_t kv_block_bytes = 0;
   std::vector<int32_t> eos_ids;
+  bool ahead = false;  // Submit returns before its step is computed: submitting the next one before
+                       // collecting it gains time
 };
 
 // A row of logits that is wanted for the prompt's own log-probabilities.
@@ -37,7 +40,8 @@ struct ScoreRow {
 // One step in host memory, laid out like BatchView. Row i of the logits belongs to logit_rows[i];
 // it is used for sampling[...] or score[...] as logit_use says.
 struct StepInput {
-  std::vector<int32_t> token_ids;       // (rows)
+  // (rows) or -1 - i where the token is not known yet: what the step before draws as sampling[i].
+  std::vector<int32_t> token_ids;
   std::vector<int32_t> positions;       // (rows)
   std::vector<int32_t> row_sequence;    // (rows)
   std::vector<int32_t> query_start;     // (sequences + 1)
@@ -58,14 +62,19 @@ struct StepInput {
 struct StepOutput {
   std::vector<SampleResult> samples;  // one per StepInput::sampling
   std::vector<TokenLogprob> scores;   // one per StepInput::score
+  double device_seconds = 0;          // that the device worked on it; 0 if that is not known
 };
+
+inline constexpr int kStepsUnderWay = 2;  // submitted and not collected, at most
 
 // Driven by one thread at a time.
 class ModelRunner {
  public:
   virtual ~ModelRunner() = default;
   virtual const RunnerLimits& limits() const = 0;
-  // Starts a step. `input` stays as it is until Collect returned. Steps are collected in order.
+  // Starts a step; steps run and are collected in order. `input` stays as it is until its Collect
+  // returned; what `input.sampling` points to, until Submit returned. A step that scores must be
+  // collected before the next is submitted.
   virtual void Submit(const StepInput& input) = 0;
   // Waits for the oldest step. An error means that the device failed: the runner is not used again.
   virtual absl::Status Collect(StepOutput* output) = 0;

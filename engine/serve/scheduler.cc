@@ -35,7 +35,7 @@ Scheduler::Scheduler(const SchedulerLimits& limits) : limits_(limits), kv_(limit
 
 Scheduler::Sequence* Scheduler::Find(SequenceId id) {
   const auto found = sequences_.find(id);
-  return found == sequences_.end() || found->second.removed ? nullptr : &found->second;
+  return found == sequences_.end() ? nullptr : &found->second;
 }
 
 // ---- Events
@@ -58,13 +58,8 @@ void Scheduler::Add(const SequenceSpec& spec) {
 }
 
 void Scheduler::Remove(SequenceId id) {
-  Sequence* sequence = Find(id);
-  if (sequence == nullptr) return;
-  if (under_way_ && sequence->planned > 0) {
-    sequence->removed = true;
-  } else {
-    Erase(id);
-  }
+  NIBBLE_CHECK(in_step_.empty());
+  if (Find(id) != nullptr) Erase(id);
 }
 
 void Scheduler::Pause(SequenceId id, SteadyTime now) {
@@ -79,7 +74,7 @@ void Scheduler::Resume(SequenceId id) {
 }
 
 void Scheduler::Expire(SteadyTime now, std::vector<EndedSequence>* ended) {
-  NIBBLE_CHECK(!under_way_);
+  NIBBLE_CHECK(in_step_.empty());
   const size_t first = ended->size();
   for (const auto& [id, sequence] : sequences_) {
     if (sequence.spec.deadline <= now) {
@@ -89,14 +84,6 @@ void Scheduler::Expire(SteadyTime now, std::vector<EndedSequence>* ended) {
     }
   }
   for (size_t i = first; i < ended->size(); ++i) Erase((*ended)[i].id);
-}
-
-void Scheduler::Append(SequenceId id) {
-  if (Sequence* sequence = Find(id)) {
-    NIBBLE_CHECK(sequence->pending() == 0);
-    NIBBLE_CHECK(sequence->known < sequence->spec.prompt_tokens + sequence->spec.max_tokens);
-    ++sequence->known;
-  }
 }
 
 void Scheduler::Erase(SequenceId id) {
@@ -112,7 +99,7 @@ void Scheduler::Erase(SequenceId id) {
 // ---- Planning
 
 void Scheduler::Plan(StepPlan* plan) {
-  NIBBLE_CHECK(!under_way_);
+  NIBBLE_CHECK(in_step_.empty());
   plan->sequences.clear();
   plan->rows = plan->logit_rows = 0;
   plan->admitted.clear();
@@ -120,9 +107,7 @@ void Scheduler::Plan(StepPlan* plan) {
   PlanDecodes(plan);
   Admit(plan);
   PlanPrefills(plan);
-  in_step_.clear();
   for (const PlannedSequence& planned : plan->sequences) in_step_.push_back(planned.id);
-  under_way_ = !plan->sequences.empty();
 }
 
 void Scheduler::PlanDecodes(StepPlan* plan) {
@@ -205,6 +190,7 @@ void Scheduler::PlanRows(Sequence& sequence, StepPlan* plan) {
   if (planned.rows <= 0) return;
   sequence.planned = planned.rows;
   sequence.planned_scored = planned.score_end;
+  sequence.planned_draw = planned.draw;
   plan->rows += planned.rows;
   plan->logit_rows += logits;
   plan->sequences.push_back(planned);
@@ -244,19 +230,20 @@ void Scheduler::Preempt(Sequence& sequence, StepPlan* plan) {
   ++preemptions_;
 }
 
-// ---- After the step
-
 void Scheduler::Commit() {
-  NIBBLE_CHECK(under_way_);
-  under_way_ = false;
+  NIBBLE_CHECK(!in_step_.empty());
   for (const SequenceId id : in_step_) {
     Sequence& sequence = sequences_.at(id);
     sequence.computed += sequence.planned;
     sequence.scored = std::max(sequence.scored, sequence.planned_scored);
+    // The last token of all is drawn, never computed.
+    const int32_t most = sequence.spec.prompt_tokens + sequence.spec.max_tokens - 1;
+    if (sequence.planned_draw && sequence.known < most) ++sequence.known;
     sequence.planned = sequence.planned_scored = 0;
+    sequence.planned_draw = false;
     if (sequence.computed >= sequence.spec.prompt_tokens - 1) ShareWithFollowers(sequence);
-    if (sequence.removed) Erase(id);
   }
+  in_step_.clear();
 }
 
 void Scheduler::ShareWithFollowers(const Sequence& leader) {

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the next step computes. Pure: no clock, device or lock; the same events give the same plans.
+// Steps run in the order in which they were planned, so one may be planned before the last is done:
+// its rows, and a token for each that it draws, count as there once it is committed.
 //
 //   decode first   every running sequence that lacks one token gets its row
 //   admit          waiting sequences in order of arrival while there is a place and KV blocks for
@@ -73,23 +75,23 @@ class Scheduler {
  public:
   explicit Scheduler(const SchedulerLimits& limits);
 
-  // ---- Events. Unknown ids are ignored: a sequence may have ended meanwhile.
+  // ---- Events, never between Plan and Commit. Unknown ids are ignored: a sequence may have ended
+  // meanwhile.
   void Add(const SequenceSpec& spec);
-  // Finished, cancelled or failed. Its blocks are free at once or, if it is in the step under way,
-  // at Commit.
+  // Finished, cancelled or failed. Its blocks are free: a step that still uses them runs before any
+  // that is planned from now on.
   void Remove(SequenceId id);
   void Pause(SequenceId id, SteadyTime now);  // its reader is slow: not planned until Resume
   void Resume(SequenceId id);
   // Removes those whose deadline is not after `now` or whose reader was slow for too long, and
-  // appends them to `ended`. Not while a step is under way.
+  // appends them to `ended`.
   void Expire(SteadyTime now, std::vector<EndedSequence>* ended);
 
-  // Decides the next step; `plan` is overwritten. Not while a step is under way. An empty plan is
-  // no step: it is not committed.
+  // Decides the next step; `plan` is overwritten. An empty plan is no step: it is not committed.
   void Plan(StepPlan* plan);
-  // The planned step is done: its rows are in the cache. Afterwards Append each drawn token.
+  // The planned step will run: its rows are in the cache, and what it draws is known, for every
+  // later step. A sequence that has drawn all of its max_tokens waits for Remove.
   void Commit();
-  void Append(SequenceId id);
 
   // ---- State
   // KV blocks of a sequence in order of position; valid until the next event.
@@ -112,11 +114,11 @@ class Scheduler {
     int32_t scored = 0;    // prompt rows whose logits were delivered
     bool running = false;
     bool paused = false;
-    bool removed = false;   // in the step under way: goes at Commit
     SequenceId awaits = 0;  // shares the prompt of this one, which is not computed yet
     SteadyTime paused_since;
-    int32_t planned = 0;  // rows in the step under way or being planned
+    int32_t planned = 0;  // rows in the step that is planned and not committed
     int32_t planned_scored = 0;
+    bool planned_draw = false;
     std::vector<int32_t> blocks;
 
     int32_t pending() const { return known - computed; }
@@ -143,7 +145,6 @@ class Scheduler {
   std::vector<Sequence*> waiting_;  // by id
   std::vector<SequenceId> in_step_;
   std::vector<Sequence*> ready_;  // scratch of PlanDecodes
-  bool under_way_ = false;
   uint64_t preemptions_ = 0;
 };
 

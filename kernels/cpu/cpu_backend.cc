@@ -176,7 +176,8 @@ void CpuBackend::Embed(const EmbedArgs& args) {
   const int64_t cols = table.cols();
   ForRows(args.rows, cols, [&](int64_t row, int) {
     float* out = args.out + row * cols;
-    for (int64_t k = 0; k < cols; ++k) out[k] = table.Read(args.ids[row], k) * args.scale;
+    const int32_t id = args.ids[row] >= 0 ? args.ids[row] : args.drawn[-1 - args.ids[row]].token;
+    for (int64_t k = 0; k < cols; ++k) out[k] = table.Read(id, k) * args.scale;
   });
 }
 

@@ -13,6 +13,7 @@ struct AddBiasKernel {
 
   static NIBBLE_DEVICE void Run(const Params& p) {
     const int64_t n = int64_t{simt::BlockX()} * simt::Threads() + simt::Thread();
+    simt::WaitForPreviousKernel();
     if (n >= p.cols) return;
     for (int64_t row = simt::BlockY(); row < p.rows; row += simt::GridY()) {
       const int64_t at = row * p.cols + n;

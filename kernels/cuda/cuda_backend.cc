@@ -2,6 +2,7 @@
 #include "kernels/cuda/cuda_backend.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 #include <vector>
 
@@ -28,6 +29,11 @@ class CudaBuffer : public Buffer {
  private:
   DeviceMemory memory_;
 };
+
+// Recordings that are kept: of the sizes of steps that came last.
+constexpr size_t kMostRecordings = 64;
+
+static_assert(Backend::kTimedMarks <= Device::kTimedMarks);
 
 class CudaBackend : public Backend {
  public:
@@ -63,6 +69,7 @@ class CudaBackend : public Backend {
 
   absl::StatusOr<std::unique_ptr<PreparedLinear>> Prepare(const LinearGroup& group,
                                                           Mode mode) override {
+    ForgetRecordings();
     return PrepareCudaLinear(*device_, *linear_, group, mode);
   }
   absl::StatusOr<std::unique_ptr<PreparedEmbedding>> PrepareEmbedding(
@@ -86,16 +93,24 @@ class CudaBackend : public Backend {
   void Sample(const SampleArgs& args) override;
   WeightRounding* weight_rounding() override { return rounding_.get(); }
 
-  absl::Status Sync() override {
-    const absl::Status status = device_->Sync();
-    return failed_.ok() ? status : failed_;
-  }
+  absl::Status Sync() override { return FirstOf(device_->Sync()); }
+  bool asynchronous() const override { return true; }
+  uint64_t Mark() override { return device_->Mark(); }
+  absl::Status Wait(uint64_t mark) override { return FirstOf(device_->Wait(mark)); }
+  double Seconds(uint64_t from, uint64_t to) override { return device_->Seconds(from, to); }
+  void Replay(uint64_t key, const std::function<void()>& launches) override;
   Ceilings MeasureCeilings() override { return MeasureCudaCeilings(*device_); }
 
  private:
   // The first failure is what Sync tells.
   void Note(const absl::Status& status) {
     if (failed_.ok()) failed_ = status;
+  }
+  absl::Status FirstOf(const absl::Status& status) const { return failed_.ok() ? status : failed_; }
+  // Memory that recordings work on is about to be freed.
+  void ForgetRecordings() {
+    Note(device_->Sync());
+    recorded_.clear();
   }
   // Whether `bytes` were reserved; a failure if not.
   bool Fits(const char* what, size_t bytes, const DeviceMemory& reserved) {
@@ -109,8 +124,15 @@ class CudaBackend : public Backend {
   std::unique_ptr<Device> device_;  // outlives everything below
   std::unique_ptr<LinearWorkspace> linear_;
   std::unique_ptr<WeightRounding> rounding_;
-  DeviceMemory partials_, rows_, sampling_, results_;  // Reserve
-  std::vector<uint64_t> packed_sampling_;              // as large as sampling_
+  DeviceMemory partials_, rows_, sampling_;  // Reserve
+  std::vector<uint64_t> packed_sampling_;    // as large as sampling_
+  // By key of Replay; nullptr where the launches have been run once.
+  struct Recorded {
+    std::unique_ptr<Recording> recording;
+    uint64_t last_use = 0;
+  };
+  std::map<uint64_t, Recorded> recorded_;
+  uint64_t replays_ = 0;
   absl::Status failed_;
 };
 
@@ -169,10 +191,10 @@ absl::Status CudaBackend::Reserve(const StepLimits& limits) {
       {&rows_, static_cast<size_t>(limits.rows * width) * sizeof(float)},
       {&sampling_, rows * sizeof(PackedSamplingRow) +
                        static_cast<size_t>(long_lists) * MostSamplingBytes(limits.vocabulary)},
-      {&results_, rows * sizeof(SampleResult)},
   };
   for (const auto& [memory, bytes] : wanted) {
     if (bytes <= memory->bytes()) continue;
+    ForgetRecordings();
     *memory = DeviceMemory();
     absl::StatusOr<DeviceMemory> allocated = DeviceMemory::Allocate(*device_, bytes);
     if (!allocated.ok()) return allocated.status();
@@ -200,9 +222,35 @@ void CudaBackend::CopyKvBlock(const KvPool& pool, int32_t from, int32_t to) {
                 bytes);
 }
 
+void CudaBackend::Replay(uint64_t key, const std::function<void()>& launches) {
+  if (const auto found = recorded_.find(key); found == recorded_.end()) {
+    if (recorded_.size() >= kMostRecordings) {
+      const auto oldest = std::min_element(
+          recorded_.begin(), recorded_.end(),
+          [](const auto& a, const auto& b) { return a.second.last_use < b.second.last_use; });
+      Note(device_->Sync());
+      recorded_.erase(oldest);
+    }
+    recorded_[key].last_use = ++replays_;
+    // The library makes its choices, and kernels are loaded.
+    return launches();
+  }
+  Recorded& recorded = recorded_.at(key);
+  recorded.last_use = ++replays_;
+  if (recorded.recording == nullptr) {
+    auto recording = device_->Record([&] {
+      launches();
+      return failed_;
+    });
+    if (!recording.ok()) return Note(recording.status());
+    recorded.recording = *std::move(recording);
+  }
+  device_->Replay(*recorded.recording);
+}
+
 void CudaBackend::Embed(const EmbedArgs& args) {
   const auto& embedding = *static_cast<const CudaEmbedding*>(args.table);
-  LaunchEmbed(*device_, {embedding.table, args.ids, args.rows, args.scale, args.out});
+  LaunchEmbed(*device_, {embedding.table, args.ids, args.rows, args.scale, args.out, args.drawn});
 }
 
 void CudaBackend::Attention(const AttentionArgs& args) {
@@ -220,8 +268,6 @@ void CudaBackend::Attention(const AttentionArgs& args) {
 
 void CudaBackend::Sample(const SampleArgs& args) {
   const std::span<const SamplingRow> params(args.params, static_cast<size_t>(args.rows));
-  if (!Fits("samples", params.size() * sizeof(SampleResult), results_)) return;
-  auto* results = results_.as<SampleResult>();
   for (size_t first = 0; first < params.size();) {
     // As many rows as there is room for.
     size_t count = 0, bytes = 0;
@@ -234,12 +280,11 @@ void CudaBackend::Sample(const SampleArgs& args) {
     if (!Fits("sampling parameters", bytes, sampling_)) return;
     PackSampling(params.subspan(first, count), packed_sampling_.data());
     device_->CopyIn(sampling_.data(), packed_sampling_.data(), bytes);
-    LaunchSample(*device_,
-                 {args.logits + static_cast<int64_t>(first) * args.vocabulary,
-                  static_cast<int64_t>(count), args.vocabulary, sampling_.data(), results + first});
+    LaunchSample(*device_, {args.logits + static_cast<int64_t>(first) * args.vocabulary,
+                            static_cast<int64_t>(count), args.vocabulary, sampling_.data(),
+                            args.results + first});
     first += count;
   }
-  device_->CopyOut(args.results, results, params.size() * sizeof(SampleResult));
 }
 
 }  // namespace

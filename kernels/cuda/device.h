@@ -44,6 +44,13 @@ struct Matmul {
   const float* b_scales = nullptr;  // (n), with kF8E4M3
 };
 
+// Launches that were recorded instead of run. Holds nothing of what they work on; freed before its
+// device.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+};
+
 class Device {
  public:
   // NotFound when there is no driver or no such device, naming what is missing.
@@ -59,7 +66,9 @@ class Device {
   void Free(void* memory);
   size_t FreeBytes() const;
 
-  // The host memory of CopyIn may be reused at once; that of CopyOut holds the bytes after Sync.
+  // The host memory of CopyIn may be reused at once; that of CopyOut holds the bytes after Sync, or
+  // Wait for a later mark. Up to kStagedBytes neither waits for the device.
+  static constexpr size_t kStagedBytes = size_t{2} << 20;
   void CopyIn(void* device, const void* host, size_t bytes);
   void CopyOut(void* host, const void* device, size_t bytes);
   void Copy(void* to, const void* from, size_t bytes);
@@ -72,14 +81,26 @@ class Device {
   // recorded.
   absl::Status Multiply(const Matmul& matmul);
 
+  // Records what `launches` launches (kernels, products, copies on this device, nothing else). The
+  // library must have made its choices: it is run once before.
+  absl::StatusOr<std::unique_ptr<Recording>> Record(const std::function<absl::Status()>& launches);
+  // Launches it all again. What is replayed must be done before its recording is freed.
+  void Replay(const Recording& recording);
+
+  // As in Backend.
+  static constexpr uint64_t kTimedMarks = 8;
+  uint64_t Mark();
+  absl::Status Wait(uint64_t mark);
+  double Seconds(uint64_t from, uint64_t to);
+
   // Seconds of one run of `launches` (which launches kernels and products on this device, nothing
   // else), the median of `rounds` after `warmups`. On a GPU the launches are recorded once as a
   // graph that is replayed, so that neither the host nor gaps between launches count.
   absl::StatusOr<double> MedianSeconds(const std::function<absl::Status()>& launches, int warmups,
                                        int rounds);
 
-  // Waits; the one place where errors of launches, copies and kernels surface. After an error the
-  // device is not used again.
+  // Waits. Errors of launches, copies and kernels surface here and in Wait; after one the device is
+  // not used again.
   absl::Status Sync();
 
  private:

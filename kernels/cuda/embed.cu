@@ -16,8 +16,13 @@ template <typename Table>
 struct EmbedParams {
   Table table;
   const int32_t* ids;
+  const SampleResult* drawn;
   float scale;
   float* out;
+
+  NIBBLE_DEVICE int64_t Id(int64_t row) const {
+    return ids[row] >= 0 ? ids[row] : drawn[-1 - ids[row]].token;
+  }
 };
 
 template <typename Table>
@@ -29,7 +34,7 @@ struct EmbedKernel {
   static NIBBLE_DEVICE void Run(const Params& p) {
     const int64_t row = simt::BlockX();
     simt::WaitForPreviousKernel();
-    const int64_t id = p.ids[row];
+    const int64_t id = p.Id(row);
     float* out = p.out + row * p.table.cols();
     for (int64_t k = simt::Thread(); k < p.table.cols(); k += simt::Threads()) {
       out[k] = p.table.Read(id, k) * p.scale;
@@ -48,7 +53,7 @@ struct EmbedBF16Kernel {
     const int64_t row = simt::BlockX();
     const int64_t vectors = p.table.cols() / 8;
     simt::WaitForPreviousKernel();
-    const int64_t id = p.ids[row];
+    const int64_t id = p.Id(row);
     const auto* in = static_cast<const simt::Vec16*>(p.table.weight.codes) + id * vectors;
     auto* out = reinterpret_cast<simt::Vec16*>(p.out) + 2 * row * vectors;
     for (int64_t v = simt::Thread(); v < vectors; v += simt::Threads()) {
@@ -75,7 +80,7 @@ void LaunchEmbed(Device& device, const DeviceEmbedArgs& args) {
         LaunchShape shape;
         shape.grid_x = static_cast<int>(args.rows);
         shape.threads = table.cols() >= 1024 ? 256 : 64;
-        const EmbedParams<Table> params{table, args.ids, args.scale, args.out};
+        const EmbedParams<Table> params{table, args.ids, args.drawn, args.scale, args.out};
         if constexpr (std::is_same_v<Table, StoredTable>) {
           if (table.weight.scheme.code == DType::kBF16 && table.cols() % 8 == 0) {
             return Launch<EmbedBF16Kernel>(device.stream(), shape, params);

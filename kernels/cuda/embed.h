@@ -7,6 +7,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/device_weight.h"
 #include "kernels/cuda/packed_weight.h"
+#include "kernels/ops.h"
 
 namespace nibble {
 
@@ -30,10 +31,11 @@ using EmbeddingTable = std::variant<StoredTable, PackedTable>;
 // EmbedArgs (kernels/ops.h).
 struct DeviceEmbedArgs {
   EmbeddingTable table;
-  const int32_t* ids;  // (rows), each a row of the table
+  const int32_t* ids;  // (rows), each a row of the table, or -1 - i: the one of drawn[i]
   int64_t rows;
   float scale;  // multiplies the row
   float* out;   // (rows, columns of the table) f32
+  const SampleResult* drawn = nullptr;
 };
 void LaunchEmbed(Device& device, const DeviceEmbedArgs& args);
 

@@ -82,7 +82,7 @@ void EmulateLaunch(const LaunchShape& shape, const std::function<void()>& thread
 template <class Kernel>
 void Launch(Stream&, const LaunchShape& shape, const typename Kernel::Params& params) {
   static_assert(Kernel::kThreads % simt::kWarp == 0 && Kernel::kMinBlocks >= 1);
-  EmulateLaunch(shape, [&params] { Kernel::Run(params); });
+  EmulateLaunch(shape, [params] { Kernel::Run(params); });  // a copy: it may be recorded
 }
 
 #endif

@@ -60,6 +60,8 @@ absl::StatusOr<std::string> LogitsHash(Decoder& decoder, const KvFormat& kv) {
   if (!memory.ok()) return memory.status();
   absl::StatusOr<std::unique_ptr<Buffer>> row_buffer = backend.Allocate(sizeof(int32_t));
   if (!row_buffer.ok()) return row_buffer.status();
+  absl::StatusOr<std::unique_ptr<Buffer>> drawn = backend.Allocate(sizeof(SampleResult));
+  if (!drawn.ok()) return drawn.status();
 
   Hash hash;
   std::vector<int32_t> tokens = Prompt(decoder.config().vocab);
@@ -80,7 +82,8 @@ absl::StatusOr<std::string> LogitsHash(Decoder& decoder, const KvFormat& kv) {
                     .rows = 1,
                     .vocabulary = decoder.config().vocab,
                     .params = &sampling,
-                    .results = &result});
+                    .results = (*drawn)->as<SampleResult>()});
+    backend.Download(&result, (*drawn)->data(), sizeof(result));
     if (absl::Status status = backend.Sync(); !status.ok()) return status;
     hash.Add(result.token, result.logprob);
     for (int32_t i = 0; i < result.num_top; ++i) {

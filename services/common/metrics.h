@@ -68,6 +68,7 @@ enum class Metric : uint8_t {
   kModelInfo,
   // Generation: time.
   kSteps,
+  kDeviceSeconds,
   kStepSeconds,
   kIterationTokens,
   kLastStepAge,

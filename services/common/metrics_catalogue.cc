@@ -48,6 +48,8 @@ constexpr MetricRow kCatalogue[] = {
     // ---- Generation: time
     {Metric::kSteps, "nibble_steps_total", kCounter,
      "Engine steps that computed something.", {kModel, kEngine}, {}},
+    {Metric::kDeviceSeconds, "nibble_device_busy_seconds_total", kCounter,
+     "Time that a GPU worked on steps, by its own clock.", {kModel, kEngine}, {}},
     {Metric::kStepSeconds, "nibble_step_seconds", kHistogram,
      "Time of an engine step.", {kModel, kEngine}, buckets::kLatency},
     {Metric::kIterationTokens, "nibble_iteration_tokens", kHistogram,

@@ -322,6 +322,7 @@ void ServedModel::Export(bool on) {
     emit(Metric::kKvBlocksCapacity, stats.kv_blocks_total);
     emit(Metric::kPreemptions, stats.preemptions - before_.preemptions);
     emit(Metric::kSteps, stats.steps - before_.steps);
+    emit(Metric::kDeviceSeconds, stats.device_seconds - before_.device_seconds);
     emit(Metric::kLastStepAge, std::max(stats.current_step_seconds, stats.heartbeat_age));
     emit(Metric::kModelWeightBytes, facts_.weight_bytes);
     emit(Metric::kModelKvBytes, facts_.kv_bytes);

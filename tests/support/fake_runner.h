@@ -7,7 +7,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <deque>
 #include <functional>
+#include <set>
 #include <span>
 #include <utility>
 #include <vector>
@@ -52,9 +54,12 @@ class FakeRunner final : public ModelRunner {
 
   const RunnerLimits& limits() const override { return limits_; }
 
+  // Computes at once; the results wait for Collect.
   void Submit(const StepInput& input) override {
-    ASSERT_EQ(under_way_, nullptr) << "a step was submitted before the last was collected";
-    under_way_ = &input;
+    ASSERT_LT(under_way_.size(), limits_.ahead ? size_t{kStepsUnderWay} : size_t{1});
+    for (const Step& step : under_way_) {
+      ASSERT_TRUE(step.input->score.empty()) << "the logits of a step that scores were overwritten";
+    }
     ++steps_;
     largest_step_ = std::max(largest_step_, input.rows());
     EXPECT_LE(input.rows(), limits_.max_rows);
@@ -62,34 +67,24 @@ class FakeRunner final : public ModelRunner {
     EXPECT_LE(input.logit_rows.size(), static_cast<size_t>(limits_.max_logit_rows));
     EXPECT_TRUE(std::is_sorted(input.logit_rows.begin(), input.logit_rows.end()));
     for (size_t row = 0; row < input.token_ids.size(); ++row) {
-      kv_[Slot(input, input.row_sequence[row], input.positions[row])] = input.token_ids[row];
+      kv_[Slot(input, input.row_sequence[row], input.positions[row])] =
+          TokenOf(input.token_ids[row]);
     }
+    under_way_.push_back({&input, {}});
+    Compute(input, &under_way_.back().output);
+    drawn_ = under_way_.back().output.samples;
     if (after_submit) after_submit();
   }
 
   absl::Status Collect(StepOutput* output) override {
     if (before_collect) before_collect();
-    const StepInput& input = *std::exchange(under_way_, nullptr);
-    output->samples.clear();
-    output->scores.clear();
-    if (!failure.ok()) return failure;
-    for (size_t i = 0; i < input.logit_rows.size(); ++i) {
-      const auto row = static_cast<size_t>(input.logit_rows[i]);
-      const std::vector<int32_t> context =
-          Context(input, input.row_sequence[row], input.positions[row] + 1);
-      if (input.draws[i] != 0) {
-        output->samples.push_back(Draw(context, input.sampling[output->samples.size()]));
-      } else {
-        const ScoreRow& wanted = input.score[output->scores.size()];
-        TokenLogprob score;
-        score.token = wanted.target;
-        score.logprob = LogprobOf(context, wanted.target);
-        for (int32_t k = 0; k < wanted.top; ++k) score.top.push_back({k, LogprobOf(context, k)});
-        output->scores.push_back(score);
-      }
-    }
-    return absl::OkStatus();
+    *output = std::move(under_way_.front().output);
+    under_way_.pop_front();
+    return failure;
   }
+
+  // Rows whose token the step before had drawn and nobody had seen yet.
+  int64_t rows_ahead() const { return rows_ahead_; }
 
   // The token that is drawn greedily after `context`.
   int32_t Greedy(std::span<const int32_t> context) const {
@@ -107,6 +102,35 @@ class FakeRunner final : public ModelRunner {
   }
 
  private:
+  struct Step {
+    const StepInput* input;
+    StepOutput output;
+  };
+
+  int32_t TokenOf(int32_t id) {
+    if (id >= 0) return id;
+    ++rows_ahead_;
+    EXPECT_LT(static_cast<size_t>(-1 - id), drawn_.size()) << "nothing drew that token";
+    return drawn_[static_cast<size_t>(-1 - id)].token;
+  }
+  void Compute(const StepInput& input, StepOutput* output) {
+    for (size_t i = 0; i < input.logit_rows.size(); ++i) {
+      const auto row = static_cast<size_t>(input.logit_rows[i]);
+      const std::vector<int32_t> context =
+          Context(input, input.row_sequence[row], input.positions[row] + 1);
+      if (input.draws[i] != 0) {
+        output->samples.push_back(Draw(context, input.sampling[output->samples.size()]));
+      } else {
+        const ScoreRow& wanted = input.score[output->scores.size()];
+        TokenLogprob score;
+        score.token = wanted.target;
+        score.logprob = LogprobOf(context, wanted.target);
+        for (int32_t k = 0; k < wanted.top; ++k) score.top.push_back({k, LogprobOf(context, k)});
+        output->scores.push_back(score);
+      }
+    }
+  }
+
   static uint64_t Hash(std::span<const int32_t> context) {
     uint64_t hash = 0xcbf29ce484222325u;
     for (const int32_t token : context)
@@ -132,6 +156,11 @@ class FakeRunner final : public ModelRunner {
   }
   SampleResult Draw(std::span<const int32_t> context, const SamplingRow& row) {
     EXPECT_EQ(row.position, context.size()) << "the random key must be the drawn token's position";
+    if (row.num_seen > 0) {
+      const std::set<int32_t> seen(row.seen_ids, row.seen_ids + row.num_seen);
+      EXPECT_EQ(seen, std::set<int32_t>(context.begin(), context.end()))
+          << "penalties must know every token";
+    }
     SampleResult result;
     if (std::exchange(not_finite, false)) {
       result.finite = false;
@@ -156,7 +185,9 @@ class FakeRunner final : public ModelRunner {
 
   const RunnerLimits limits_;
   std::vector<int32_t> kv_;  // token in each position of each block
-  const StepInput* under_way_ = nullptr;
+  std::deque<Step> under_way_;
+  std::vector<SampleResult> drawn_;  // by the step submitted last
+  int64_t rows_ahead_ = 0;
   int64_t steps_ = 0;
   int32_t largest_step_ = 0;
 };

@@ -5,6 +5,7 @@
 
 #include "engine/serve/engine.h"
 #include "tests/engine/serve/reader.h"
+#include "tests/support/counting_backend.h"
 #include "tests/support/cuda/emulated_backend.h"
 #include "tests/support/cuda/emulated_device.h"
 #include "tests/support/fake_weights.h"
@@ -98,6 +99,51 @@ Output Serve(const char* scheme, const Setting& setting) {
   return output;
 }
 
+// Twelve greedy and drawn texts of different lengths, so that steps of many sizes come again,
+// padded and not. Without `replays`, every launch of every step anew and one step at a time.
+Output ServeReplayed(const char* scheme, bool replays) {
+  Output output;
+  const DecoderConfig config = TinyConfig();
+  const FakeWeights weights(config, *FindScheme(scheme));
+  DecoderRunnerOptions options;
+  options.kv_format = FindKvFormat("int8");
+  options.max_sequences = 16;
+  options.token_budget = 128;
+  options.kv_bytes = int64_t{1} << 24;
+  // A backend that hides what the inner one can do by itself.
+  const std::unique_ptr<Backend> inner = MakeEmulatedBackend().value();
+  auto runner = DecoderRunner::Load(
+      replays ? MakeEmulatedBackend().value() : std::make_unique<testing::CountingBackend>(*inner),
+      config, weights, options);
+  EXPECT_TRUE(runner.ok()) << runner.status();
+  EXPECT_EQ((*runner)->limits().ahead, replays);
+  const auto engine = Engine::Make(*std::move(runner), nullptr, {}, nullptr).value();
+  std::vector<std::unique_ptr<Reader>> readers;
+  for (int32_t i = 0; i < 12; ++i) {
+    GenerationRequest request;
+    for (int32_t k = 0; k < 1 + i * 5; ++k) request.prompt.push_back((7 * i + 13 * k) % 160);
+    request.sampling.seed = static_cast<uint64_t>(i);
+    request.sampling.max_tokens = 6 + i / 2;
+    request.sampling.ignore_eos = true;
+    request.sampling.logprobs = 1;
+    request.sampling.temperature = i % 2 == 0 ? 0.0f : 0.9f;
+    readers.push_back(std::make_unique<Reader>(1000));
+    EXPECT_TRUE(engine->Submit(std::move(request), readers.back()->stream).ok());
+  }
+  while (engine->Step()) {
+  }
+  for (const auto& reader : readers) {
+    EXPECT_TRUE(reader->Read());
+    output.tokens.push_back(reader->choice(0).tokens);
+    for (const TokenLogprob& entry : reader->choice(0).logprobs) {
+      output.logprobs.push_back(entry.logprob);
+    }
+  }
+  EXPECT_EQ(engine->Stats().kv_blocks_used, 0);
+  EXPECT_EQ(engine->Stats().device_seconds > 0, replays);
+  return output;
+}
+
 class CudaServing : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(CudaServing, TheSameStepsGiveTheSameBitsAndNothingLeaks) {
@@ -138,6 +184,13 @@ TEST(CudaServingByDefault, LogitsDependOnTheBatch) {
   testing::EmulatedDevice().order_by_rows = true;
   EXPECT_NE(Serve("bf16", {.alone = true}).logprobs, Serve("bf16", {}).logprobs);
   testing::EmulatedDevice() = {};
+}
+
+TEST_P(CudaServing, ReplayedStepsThatRunAheadGiveTheSameBitsAsOthers) {
+  const Output replayed = ServeReplayed(GetParam(), true);
+  const Output launched = ServeReplayed(GetParam(), false);
+  EXPECT_EQ(replayed.tokens, launched.tokens);
+  EXPECT_EQ(replayed.logprobs, launched.logprobs);
 }
 
 INSTANTIATE_TEST_SUITE_P(Schemes, CudaServing, ::testing::Values("int4-g32", "w8a8"),

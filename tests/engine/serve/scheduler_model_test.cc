@@ -5,13 +5,15 @@
 //   no step is over a budget, and decoding comes first
 //   sequences are admitted in order of arrival
 //   nothing that may run is starved
+// What a step drew is delivered after the next has been planned, or before, by turns.
 // NIBBLE_MODEL_CHECK_STEPS sets the number of steps (default: a million).
 #include <gtest/gtest.h>
 
 #include <cstdlib>
 #include <map>
 #include <random>
-#include <set>
+#include <utility>
+#include <vector>
 
 #include "engine/serve/scheduler.h"
 #include "kernels/ops.h"
@@ -62,7 +64,8 @@ class ModelCheck {
     bool running = false;
     bool paused = false;
     bool awaits = false;
-    int32_t furthest = 0;  // rows in the cache when it was last seen in a step
+    bool exhausted = false;  // nothing is left to compute: it waits for its last delivery
+    int32_t furthest = 0;    // rows in the cache when it was last seen in a step
     int64_t waits_since = 0;
   };
   // What a block holds: the first `filled` of its positions, of one sequence or one prompt.
@@ -158,16 +161,17 @@ class ModelCheck {
     CheckBudgets();
     for (const PlannedSequence& planned : plan_.sequences) CheckRows(planned);
     CheckProgress();
-    if (plan_.sequences.empty()) return;
-    // Something may end while the device computes.
-    std::set<SequenceId> removed;
-    if (Chance(30)) {
-      const SequenceId id = RandomId();
-      Remove(id);
-      removed.insert(id);
+    if (!plan_.sequences.empty()) {
+      scheduler_.Commit();
+      for (const PlannedSequence& planned : plan_.sequences) Computed(planned);
     }
-    scheduler_.Commit();
-    for (const PlannedSequence& planned : plan_.sequences) Deliver(planned);
+    // Something may end while the device computes.
+    if (!live_.empty() && Chance(30)) Remove(RandomId());
+    for (const PlannedSequence& planned : under_way_) Deliver(planned);
+    under_way_ = plan_.sequences;
+    if (Chance(500)) {
+      for (const PlannedSequence& planned : std::exchange(under_way_, {})) Deliver(planned);
+    }
   }
 
   void CheckAdmissions() {
@@ -242,17 +246,17 @@ class ModelCheck {
   void CheckProgress() {
     bool eligible = false;
     for (const auto& [id, s] : live_) {
-      if (s.paused || s.awaits) continue;
+      if (s.paused || s.awaits || s.exhausted) continue;
       eligible = true;
       ASSERT_LT(now_ - s.waits_since, kPatience) << "sequence " << id << " is starved";
     }
-    EXPECT_TRUE(!eligible || !plan_.sequences.empty()) << "an idle step with work to do";
+    // What has drawn its last token holds its place until that is delivered.
+    EXPECT_TRUE(!eligible || !plan_.sequences.empty() || !under_way_.empty())
+        << "an idle step with work to do";
   }
 
-  void Deliver(const PlannedSequence& planned) {
-    const auto found = live_.find(planned.id);
-    if (found == live_.end()) return;
-    Mirror& s = found->second;
+  void Computed(const PlannedSequence& planned) {
+    Mirror& s = live_.at(planned.id);
     // Only what was never reached before counts: recomputing is not progress.
     if (planned.start + planned.rows > s.furthest) {
       s.furthest = planned.start + planned.rows;
@@ -267,13 +271,21 @@ class ModelCheck {
       }
     }
     const int32_t limit = s.spec.prompt_tokens + s.spec.max_tokens;
-    const bool scored = s.spec.max_tokens == 0 && planned.start + planned.rows == s.known;
-    if (scored || (planned.draw && (s.known + 1 == limit || Chance(10)))) {
+    if (planned.draw && s.known < limit - 1) ++s.known;
+    s.exhausted = planned.start + planned.rows == limit - (planned.draw ? 1 : 0);
+  }
+
+  // The host learns what the step drew, perhaps after it has planned another.
+  void Deliver(const PlannedSequence& planned) {
+    const auto found = live_.find(planned.id);
+    if (found == live_.end()) return;
+    const SequenceSpec& spec = found->second.spec;
+    const int32_t end = planned.start + planned.rows;
+    const bool scored = spec.max_tokens == 0 && end == spec.prompt_tokens;
+    const bool last = planned.draw && end + 1 == spec.prompt_tokens + spec.max_tokens;
+    if (scored || last || (planned.draw && Chance(10))) {
       ++finished_;
       Remove(planned.id);
-    } else if (planned.draw) {
-      ++s.known;
-      scheduler_.Append(planned.id);
     }
   }
 
@@ -281,6 +293,7 @@ class ModelCheck {
   const SchedulerLimits limits_;
   Scheduler scheduler_;
   StepPlan plan_;
+  std::vector<PlannedSequence> under_way_;  // steps not delivered yet
   std::map<SequenceId, Mirror> live_;
   std::vector<Block> blocks_;
   SequenceId next_id_ = 1;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The scheduler's decisions as tables of events and what they lead to.
 //
-//   add ID PROMPT MAX [score] [share LEADER] [deadline MS]      remove ID    pause ID MS    resume
-//   ID expire MS        which sequences end, and why plan             the next step, left under way
-//   commit           ends it: rows are in the cache, each drawn token is appended
-//   step             both
-//   run N            N steps, of which the last is shown
-//   kv               blocks in use
+//   add ID PROMPT MAX [score] [share LEADER] [deadline MS]
+//   remove ID     pause ID MS     resume ID
+//   expire MS     which sequences end, and why
+//   step          the next step, committed
+//   run N         N steps, of which the last is shown
+//   kv            blocks in use
 //
 // A step reads "+3 -2 1:64+1! 3:0+40 3:0+8[0,8)": sequence 3 was admitted, 2 preempted, 1 computes
 // one row from position 64 and draws (!), 3 computes 40 rows from 0; [a,b) are positions that are
@@ -66,18 +66,12 @@ class Script {
       scheduler_.Resume(Number(in));
     } else if (verb == "expire") {
       return Expire(At(static_cast<int64_t>(Number(in))));
-    } else if (verb == "plan" || verb == "step") {
-      scheduler_.Plan(&plan_);
-      if (verb == "step") Commit();
-      return Show();
-    } else if (verb == "run") {
-      for (uint64_t i = Number(in); i > 0; --i) {
+    } else if (verb == "step" || verb == "run") {
+      for (uint64_t i = verb == "step" ? 1 : Number(in); i > 0; --i) {
         scheduler_.Plan(&plan_);
-        Commit();
+        if (!plan_.sequences.empty()) scheduler_.Commit();
       }
       return Show();
-    } else if (verb == "commit") {
-      Commit();
     } else if (verb == "kv") {
       return std::to_string(scheduler_.kv().used());
     } else {
@@ -104,14 +98,6 @@ class Script {
       if (word == "deadline") spec.deadline = At(static_cast<int64_t>(Number(in)));
     }
     scheduler_.Add(spec);
-  }
-
-  void Commit() {
-    if (plan_.sequences.empty()) return;
-    scheduler_.Commit();
-    for (const PlannedSequence& planned : plan_.sequences) {
-      if (planned.draw) scheduler_.Append(planned.id);
-    }
   }
 
   std::string Expire(SteadyTime now) {
@@ -307,26 +293,24 @@ const Table kTables[] = {
       {"pause 1 90", ""},
       {"expire 150", ""},
       {"expire 190", "1:slow_reader"}}},
-    {"WhatIsRemovedDuringAStepKeepsItsBlocksUntilItIsDone",
+    {"WhatIsRemovedFreesItsBlocksForLaterSteps",
      Limits(4, 32, 32, 4, 8),
      {{"add 1 3 9", ""},
       {"add 2 3 9", ""},
-      {"plan", "+1 +2 1:0+3! 2:0+3!"},
+      {"step", "+1 +2 1:0+3! 2:0+3!"},
       {"remove 1", ""},
-      {"kv", "2"},
-      {"commit", ""},
       {"kv", "1"},
       {"step", "2:3+1!"}}},
-    {"WhatIsAddedOrRemovedWhileWaitingDuringAStepTakesEffectInTheNext",
+    {"WhatHasDrawnAllOfItsTokensWaitsToBeRemoved",
      Limits(1, 32, 32, 4, 8),
-     {{"add 1 3 9", ""},
+     {{"add 1 3 2", ""},
       {"add 2 3 9", ""},
-      {"plan", "+1 1:0+3!"},
-      {"remove 2", ""},
-      {"add 3 4 9", ""},
-      {"commit", ""},
+      {"step", "+1 1:0+3!"},
+      {"step", "1:3+1!"},
+      {"step", ""},
+      {"kv", "1"},
       {"remove 1", ""},
-      {"step", "+3 3:0+4!"}}},
+      {"step", "+2 2:0+3!"}}},
     {"ChoicesShareTheFullBlocksOfTheirPrompt",
      Limits(4, 200, 200, 4, 8),
      {{"add 1 130 9", ""},
@@ -344,8 +328,7 @@ const Table kTables[] = {
      Limits(4, 200, 200, 4, 8),
      {{"add 1 129 1", ""},
       {"add 2 129 1 share 1", ""},
-      {"plan", "+1 1:0+129!"},
-      {"commit", ""},
+      {"step", "+1 1:0+129!"},
       {"remove 1", ""},
       {"kv", "2"},
       {"step", "+2 2:128+1!"}}},

@@ -13,15 +13,21 @@ namespace {
 
 TEST(CudaEmbedTest, ReadsEveryScheme) {
   const std::vector<int32_t> ids = {4, 0, 36, 4, 17};
+  // The second and the fourth are what was drawn before.
+  std::vector<SampleResult> results(2);
+  results[0].token = 4;
+  results[1].token = 0;
+  const OnDevice<SampleResult> drawn(results);
   for (const Scheme& scheme : kSchemes) {
     for (const int64_t cols : {1, 7, 64, 136, 1032}) {
       const RandomWeight table(scheme, 37, cols, 5);
       const WeightOnDevice on_device(table.view());
       for (const float scale : {1.0f, 45.25f}) {
-        const OnDevice<int32_t> rows(ids);
+        const OnDevice<int32_t> rows(std::vector<int32_t>{4, -2, 36, -1, 17});
         const auto out = OnDevice<float>::Poisoned(ids.size() * static_cast<size_t>(cols));
-        LaunchEmbed(TestDevice(), {StoredTable{on_device.weight()}, rows.data(),
-                                   static_cast<int64_t>(ids.size()), scale, out.data()});
+        LaunchEmbed(TestDevice(),
+                    {StoredTable{on_device.weight()}, rows.data(), static_cast<int64_t>(ids.size()),
+                     scale, out.data(), drawn.data()});
         std::vector<float> expected;
         for (const int32_t id : ids) {
           for (int64_t k = 0; k < cols; ++k) {

@@ -1,14 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// kernels/cuda/device.h in host memory, beside the emulator of kernels.
+// kernels/cuda/device.h in host memory, beside the emulator of kernels. Launches are done at once;
+// what is copied out arrives no sooner than it must, as it may on a GPU.
 #include "tests/support/cuda/emulated_device.h"
 
+#include <array>
 #include <chrono>
 #include <cstring>
+#include <deque>
+#include <limits>
 #include <map>
 #include <new>
+#include <vector>
 
 #include "kernels/check.h"
 #include "kernels/cuda/device.h"
+#include "tests/support/cuda/simt_emulator.h"
 
 namespace nibble {
 namespace {
@@ -45,11 +51,41 @@ double Sum(const Matmul& matmul, int64_t m, int64_t n) {
   return sum;
 }
 
+class EmulatedRecording : public Recording {
+ public:
+  testing::LaunchList launches;
+};
+
+// Runs it, or adds it to the recording that is being made.
+void RunOrRecord(const std::function<void()>& launch) {
+  if (testing::LaunchList* list = testing::RecordedLaunches(); list != nullptr) {
+    list->push_back(launch);
+  } else {
+    launch();
+  }
+}
+
 }  // namespace
 
 struct Device::Impl {
   std::map<void*, size_t> memory;
   size_t used = 0;
+  struct Arrival {
+    uint64_t mark;  // the first that says that it is there
+    void* host;
+    std::vector<uint8_t> bytes;
+  };
+  std::deque<Arrival> arrivals;
+  uint64_t marks = 0;
+  std::array<std::chrono::steady_clock::time_point, kTimedMarks>
+      times;  // of mark m: m % kTimedMarks
+
+  void Deliver(uint64_t mark) {
+    for (; !arrivals.empty() && arrivals.front().mark <= mark; arrivals.pop_front()) {
+      const Arrival& arrival = arrivals.front();
+      std::memcpy(arrival.host, arrival.bytes.data(), arrival.bytes.size());
+    }
+  }
 };
 
 testing::EmulatedDeviceOptions& testing::EmulatedDevice() {
@@ -96,23 +132,30 @@ void Device::Free(void* memory) {
 size_t Device::FreeBytes() const { return info_.total_bytes - impl_->used; }
 
 void Device::CopyIn(void* device, const void* host, size_t bytes) {
+  NIBBLE_CHECK(testing::RecordedLaunches() == nullptr);
   if (bytes > 0) std::memcpy(device, host, bytes);
 }
 void Device::CopyOut(void* host, const void* device, size_t bytes) {
-  if (bytes > 0) std::memcpy(host, device, bytes);
+  NIBBLE_CHECK(testing::RecordedLaunches() == nullptr);
+  if (bytes == 0) return;
+  const auto* from = static_cast<const uint8_t*>(device);
+  impl_->arrivals.push_back({impl_->marks + 1, host, {from, from + bytes}});
 }
 void Device::Copy(void* to, const void* from, size_t bytes) {
-  if (bytes > 0) std::memcpy(to, from, bytes);
+  RunOrRecord([=] {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  });
 }
 void Device::Zero(void* device, size_t bytes) {
-  if (bytes > 0) std::memset(device, 0, bytes);
+  RunOrRecord([=] {
+    if (bytes > 0) std::memset(device, 0, bytes);
+  });
 }
 
-absl::Status Device::Multiply(const Matmul& matmul) {
+namespace {
+
+void RunProduct(const Matmul& matmul) {
   const bool scaled = matmul.in == DType::kF8E4M3;
-  if (scaled && !testing::EmulatedDevice().e4m3_products) {
-    return absl::UnimplementedError("the emulator was told to multiply no e4m3");
-  }
   for (int64_t m = 0; m < matmul.m; ++m) {
     for (int64_t n = 0; n < matmul.n; ++n) {
       double sum = Sum(matmul, m, n);
@@ -130,6 +173,15 @@ absl::Status Device::Multiply(const Matmul& matmul) {
       }
     }
   }
+}
+
+}  // namespace
+
+absl::Status Device::Multiply(const Matmul& matmul) {
+  if (matmul.in == DType::kF8E4M3 && !testing::EmulatedDevice().e4m3_products) {
+    return absl::UnimplementedError("the emulator was told to multiply no e4m3");
+  }
+  RunOrRecord([matmul] { RunProduct(matmul); });
   return absl::OkStatus();
 }
 
@@ -140,6 +192,38 @@ absl::StatusOr<double> Device::MedianSeconds(const std::function<absl::Status()>
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-absl::Status Device::Sync() { return absl::OkStatus(); }
+absl::Status Device::Sync() {
+  impl_->Deliver(std::numeric_limits<uint64_t>::max());
+  return absl::OkStatus();
+}
+
+uint64_t Device::Mark() {
+  const uint64_t mark = ++impl_->marks;
+  impl_->times[mark % kTimedMarks] = std::chrono::steady_clock::now();
+  return mark;
+}
+absl::Status Device::Wait(uint64_t mark) {
+  impl_->Deliver(mark);
+  return absl::OkStatus();
+}
+double Device::Seconds(uint64_t from, uint64_t to) {
+  return std::chrono::duration<double>(impl_->times[to % kTimedMarks] -
+                                       impl_->times[from % kTimedMarks])
+      .count();
+}
+
+absl::StatusOr<std::unique_ptr<Recording>> Device::Record(
+    const std::function<absl::Status()>& launches) {
+  auto recording = std::make_unique<EmulatedRecording>();
+  testing::RecordedLaunches() = &recording->launches;
+  const absl::Status status = launches();
+  testing::RecordedLaunches() = nullptr;
+  if (!status.ok()) return status;
+  return recording;
+}
+
+void Device::Replay(const Recording& recording) {
+  for (const auto& launch : static_cast<const EmulatedRecording&>(recording).launches) launch();
+}
 
 }  // namespace nibble

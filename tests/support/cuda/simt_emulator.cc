@@ -236,7 +236,16 @@ testing::EmulatorOptions& testing::Emulator() {
   return options;
 }
 
+testing::LaunchList*& testing::RecordedLaunches() {
+  static LaunchList* list = nullptr;
+  return list;
+}
+
 void EmulateLaunch(const LaunchShape& shape, const std::function<void()>& thread) {
+  if (testing::LaunchList* list = testing::RecordedLaunches(); list != nullptr) {
+    list->push_back([shape, thread] { EmulateLaunch(shape, thread); });
+    return;
+  }
   if (g_run != nullptr) Fail("a launch inside a kernel");
   if (shape.threads < kLanes || shape.threads > 1024 || shape.threads % kLanes != 0) {
     Fail("blocks of " + std::to_string(shape.threads) + " threads");

@@ -17,6 +17,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <vector>
 
 namespace nibble::testing {
 
@@ -28,5 +30,9 @@ struct EmulatorOptions {
   int resident_blocks = 8;  // blocks that run at the same time: locks between them are real
 };
 EmulatorOptions& Emulator();  // applies to the launches that follow
+
+// Where launches go instead of being run, while it is not nullptr.
+using LaunchList = std::vector<std::function<void()>>;
+LaunchList*& RecordedLaunches();
 
 }  // namespace nibble::testing
