@@ -154,7 +154,7 @@ class Results:
         self.failures = []
         self._digests = {}
         self.library = self.digest(programs.path("libnibble_cuda.so"))
-        self._passed = set()
+        self._passed = {}  # figures of what passed
         if self.path.exists():
             for line in self.path.read_text().splitlines():
                 try:
@@ -162,7 +162,10 @@ class Results:
                 except ValueError:
                     continue  # the line that was being written when a run was cut off
                 key = tuple(record.get(field) for field in ("stage", "case", "sha256", "library_sha256", "device"))
-                (self._passed.add if record.get("status") == "passed" else self._passed.discard)(key)
+                if record.get("status") == "passed":
+                    self._passed[key] = record.get("figures")
+                else:
+                    self._passed.pop(key, None)
 
     def digest(self, program):
         if program not in self._digests:
@@ -180,9 +183,18 @@ class Results:
             file.flush()
             os.fsync(file.fileno())
         self._count(stage, status)
+        if status == "passed":
+            self._passed[self._key(stage, case, program)] = figures
         if status == "failed":
             self.failures.append((stage, case, output.strip().splitlines()[-1:] or [""]))
         print(f"{status:8s} {seconds:7.2f} s  {stage}: {case}", flush=True)
+
+    def _key(self, stage, case, program):
+        return (stage, case, self.digest(program) if program else None, self.library, self.device)
+
+    def figures(self, stage, case, program):
+        """What the case gave when it passed, now or before; None if it did not."""
+        return self._passed.get(self._key(stage, case, program))
 
     def _count(self, stage, status):
         per_status = self.counts.setdefault(stage, {})
@@ -192,7 +204,7 @@ class Results:
         """Whether the case is to be run now."""
         if not self.filter.search(case):
             return False
-        if (stage, case, self.digest(program), self.library, self.device) in self._passed:
+        if self._key(stage, case, program) in self._passed:
             self._count(stage, "passed before")
             return False
         if time.monotonic() > self.end:
