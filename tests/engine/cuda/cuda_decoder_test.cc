@@ -134,12 +134,16 @@ TEST(CudaBackend, RunningOutOfMemoryIsResourceExhaustedAtLoad) {
 TEST(CudaBackend, AStepBeyondWhatWasReservedIsAnError) {
   const auto gpu = MakeEmulatedBackend().value();
   ASSERT_TRUE(gpu->Reserve({.sample_rows = 2, .vocabulary = 8}).ok());
-  const auto logits = gpu->Allocate(3 * 8 * sizeof(float)).value();
-  const std::vector<SamplingRow> params(3);
-  std::vector<SampleResult> results(3);
-  gpu->Sample({logits->as<float>(), 2, 8, params.data(), results.data()});
+  const auto logits = gpu->Allocate(2 * 8 * sizeof(float)).value();
+  const auto results = gpu->Allocate(2 * sizeof(SampleResult)).value();
+  std::vector<SamplingRow> params(2);
+  const SampleArgs args{logits->as<float>(), 2, 8, params.data(), results->as<SampleResult>()};
+  gpu->Sample(args);
   EXPECT_TRUE(gpu->Sync().ok());
-  gpu->Sample({logits->as<float>(), 3, 8, params.data(), results.data()});
+  const std::vector<int32_t> banned(1000, 7);  // more than the vocabulary has
+  params[0].banned_ids = banned.data();
+  params[0].num_banned = 1000;
+  gpu->Sample(args);
   EXPECT_EQ(gpu->Sync().code(), absl::StatusCode::kFailedPrecondition) << gpu->Sync();
 }
 
