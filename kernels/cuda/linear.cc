@@ -93,6 +93,7 @@ absl::Status MultiplyRows(const LinearCall& call, int i, const void* weights, in
   args.x = call.in.data;
   args.rows = call.args.rows;
   args.cols = call.weight(i).cols;
+  args.fresh_weights = weights != call.weight(i).codes;  // dequantized by the launch before
   // The choice is the same for every number of tokens.
   if (TakesLinearWgmma(call.device.info(), args.cols * static_cast<int64_t>(sizeof(uint16_t)))) {
     LaunchWgmmaBF16(call.device, args, call.device.info().multiprocessors);

@@ -29,6 +29,8 @@ struct LinearRowsArgs {
   const float* scales = nullptr;  // (rows) int8 and e4m3
   int64_t rows = 0;               // tokens
   int64_t cols = 0;               // input features
+  // Whether the launch before this one writes weights: they are not asked for while it runs.
+  bool fresh_weights = false;
 };
 
 // y = sum * (scale of the token * scale of the output feature) + bias, in f32. Sums of int8 are

@@ -6,7 +6,7 @@
 // units of 16 bytes swizzled by row, so that eight rows of a matrix load meet all banks. Warps
 // divide tokens, output features and, where a tile is small, the slices of a stage; their sums are
 // then added through shared memory, in order. Weights are asked for before the previous kernel's
-// results are waited for.
+// results are waited for, unless they are among them.
 //
 // Order of a sum: the instruction's 32 bytes of a row, ascending steps of 32 bytes in the slices of
 // a warp, warps. It depends on kWarpsK and kSlices only: tiles of one type of element that agree in
@@ -113,6 +113,7 @@ struct LinearRowsKernel {
       }
       simt::CommitCopies();
     };
+    if (p.args.fresh_weights) simt::WaitForPreviousKernel();
     for (int s = 0; s + 1 < kStages; ++s) fetch_weights(s);
     simt::WaitForPreviousKernel();
     for (int s = 0; s + 1 < kStages; ++s) fetch_tokens(s);

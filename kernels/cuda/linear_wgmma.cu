@@ -50,6 +50,7 @@ struct WgmmaParams {
   int steps;         // stages of a tile
   int row_tiles;     // clusters' tiles along tokens
   int column_tiles;  // of all weights
+  bool fresh_weights;
 };
 
 constexpr int kRowBytes = simt::kSwizzledRow;
@@ -147,9 +148,10 @@ struct LinearWgmmaKernel {
   }
 
   // All that this block multiplies, by one thread. The first weights are asked for before the
-  // previous kernel's results are waited for.
+  // previous kernel's results are waited for, unless they are among them.
   static NIBBLE_DEVICE void Copy(const Params& p, Ring ring, int first, int tiles, int stride,
                                  int rank) {
+    if (p.fresh_weights) simt::WaitForPreviousKernel();
     int ahead = 0;
     Ring early = ring;
     Place place = PlaceOf(p, first, rank);
@@ -375,6 +377,7 @@ void LaunchTiles(Device& device, const LinearRowsArgs& args, int blocks) {
   }
   params.token_scales = args.scales;
   params.rows = args.rows;
+  params.fresh_weights = args.fresh_weights;
   params.steps = static_cast<int>((row_bytes + kRowBytes - 1) / kRowBytes);
   params.row_tiles = static_cast<int>((args.rows + kCluster * kM - 1) / (kCluster * kM));
   LaunchShape shape;
