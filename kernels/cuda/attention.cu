@@ -203,7 +203,7 @@ void LaunchAttention(Device& device, const AttentionArgs& args, const AttentionS
     LaunchShape shape;
     shape.grid_x = batch.rows;
     shape.threads = QuantizeRowsKernel::kThreads;
-    shape.shared_bytes = static_cast<size_t>(dim) * sizeof(float);
+    shape.shared_bytes = RowSharedBytes(dim);
     Launch<QuantizeRowsKernel>(device.stream(), shape, {scratch.rows, dim, args.out});
   }
 }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // act(gate) * up, in every format that is wanted.
 //
-// Tiling: a block per row; a row that is quantized lies in shared memory as f32. Limit: bytes (gate
-// and up read, output written, once each).
+// Tiling: a block per row, a thread four neighbours at a time with kDeep loads of each input under
+// way; a row that is quantized lies in shared memory as f32. Limit: bytes (gate and up read, output
+// written, once each); with few rows, what one multiprocessor loads, and latency.
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/cuda/row_ops.h"
@@ -11,10 +13,12 @@
 namespace nibble {
 namespace {
 
+template <bool kVectors>
 struct GatedActivationKernel {
   using Params = GatedActivationArgs;
   static constexpr int kThreads = 512;
-  static constexpr int kMinBlocks = 1;
+  static constexpr int kMinBlocks = 2;
+  static constexpr int kDeep = 4;
 
   static NIBBLE_DEVICE float Activate(GateActivation activation, float x) {
     if (activation == GateActivation::kSilu) return x / (1.0f + std::exp(-x));
@@ -24,16 +28,33 @@ struct GatedActivationKernel {
   }
 
   static NIBBLE_DEVICE void Run(const Params& p) {
-    auto* values = reinterpret_cast<float*>(simt::Shared());  // (dim) where rows are quantized
+    auto* values =
+        reinterpret_cast<float*>(simt::Shared());  // RowSharedBytes if rows are quantized
     const bool quantized = WantsCodes(p.out);
     const int64_t row = simt::BlockX();
+    const int64_t step = 4 * int64_t{simt::Threads()};
     simt::WaitForPreviousKernel();
-    for (int64_t k = simt::Thread(); k < p.dim; k += simt::Threads()) {
-      const float gate = LoadFloat(p.gate.data, p.gate.dtype, row * p.dim + k);
-      const float up = LoadFloat(p.up.data, p.up.dtype, row * p.dim + k);
-      const float y = Activate(p.activation, gate) * up;
-      if (quantized) values[k] = y;
-      WriteRowFloat(p.out, row, k, y);
+    for (int64_t begin = 4 * int64_t{simt::Thread()}; begin < p.dim; begin += kDeep * step) {
+      Four gate[kDeep], up[kDeep];
+      NIBBLE_UNROLL
+      for (int d = 0; d < kDeep; ++d) {
+        const int64_t k = begin + d * step;
+        if (k >= p.dim) break;
+        gate[d] = LoadFour<kVectors>(p.gate.data, p.gate.dtype, row, p.dim, k);
+        up[d] = LoadFour<kVectors>(p.up.data, p.up.dtype, row, p.dim, k);
+      }
+      NIBBLE_UNROLL
+      for (int d = 0; d < kDeep; ++d) {
+        const int64_t k = begin + d * step;
+        if (k >= p.dim) break;
+        Four y;
+        NIBBLE_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          y.value[e] = Activate(p.activation, gate[d].value[e]) * up[d].value[e];
+        }
+        if (quantized) StoreFour<true>({values, DType::kF32}, 0, 0, k, y);
+        WriteRowFour<kVectors>(p.out, row, k, y);
+      }
     }
     if (quantized) {
       simt::SyncThreads();
@@ -49,9 +70,14 @@ void LaunchGatedActivation(Device& device, const GatedActivationArgs& args) {
   if (args.rows == 0) return;
   LaunchShape shape;
   shape.grid_x = static_cast<int>(args.rows);
-  shape.threads = args.dim >= 2048 ? 512 : args.dim >= 512 ? 256 : 64;
-  shape.shared_bytes = WantsCodes(args.out) ? static_cast<size_t>(args.dim) * sizeof(float) : 0;
-  Launch<GatedActivationKernel>(device.stream(), shape, args);
+  shape.threads = static_cast<int>(std::clamp<int64_t>((args.dim + 255) / 256 * 32, 64, 512));
+  shape.shared_bytes = WantsCodes(args.out) ? RowSharedBytes(args.dim) : 0;
+  if (FourAtOnce(args.gate.data, args.gate.dtype, args.dim) &&
+      FourAtOnce(args.up.data, args.up.dtype, args.dim) && FourAtOnce(args.out)) {
+    Launch<GatedActivationKernel<true>>(device.stream(), shape, args);
+  } else {
+    Launch<GatedActivationKernel<false>>(device.stream(), shape, args);
+  }
 }
 
 }  // namespace nibble

@@ -163,7 +163,7 @@ void LaunchHadamard(Device& device, const HadamardArgs& args) {
   LaunchShape launch;
   launch.grid_x = static_cast<int>(args.rows);
   launch.threads = args.dim > 4096 ? 512 : args.dim > 1024 ? 256 : args.dim > 128 ? 64 : 32;
-  launch.shared_bytes = static_cast<size_t>(args.dim) * sizeof(float);
+  launch.shared_bytes = RowSharedBytes(args.dim);
   Launch<HadamardKernel>(device.stream(), launch, {args, shape, HadamardBase(shape.base)});
 }
 
