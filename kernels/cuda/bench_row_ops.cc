@@ -347,6 +347,7 @@ class Bench {
     auto* results =
         static_cast<SampleResult*>(Take(rows_ * static_cast<int64_t>(sizeof(SampleResult))));
     args.results = results;
+    args.scratch = Take(static_cast<int64_t>(SampleScratchBytes(device_.info(), rows_)));
     const auto pack = [&] {
       std::vector<uint64_t> packed((PackedSamplingBytes(params) + 7) / 8);
       PackSampling(params, packed.data());

@@ -124,8 +124,8 @@ class CudaBackend : public Backend {
   std::unique_ptr<Device> device_;  // outlives everything below
   std::unique_ptr<LinearWorkspace> linear_;
   std::unique_ptr<WeightRounding> rounding_;
-  DeviceMemory partials_, rows_, sampling_;  // Reserve
-  std::vector<uint64_t> packed_sampling_;    // as large as sampling_
+  DeviceMemory partials_, rows_, sampling_, sampling_exchange_;  // Reserve
+  std::vector<uint64_t> packed_sampling_;                        // as large as sampling_
   // By key of Replay; nullptr where the launches have been run once.
   struct Recorded {
     std::unique_ptr<Recording> recording;
@@ -191,6 +191,7 @@ absl::Status CudaBackend::Reserve(const StepLimits& limits) {
       {&rows_, static_cast<size_t>(limits.rows * width) * sizeof(float)},
       {&sampling_, rows * sizeof(PackedSamplingRow) +
                        static_cast<size_t>(long_lists) * MostSamplingBytes(limits.vocabulary)},
+      {&sampling_exchange_, SampleScratchBytes(device_->info(), limits.sample_rows)},
   };
   for (const auto& [memory, bytes] : wanted) {
     if (bytes <= memory->bytes()) continue;
@@ -282,7 +283,7 @@ void CudaBackend::Sample(const SampleArgs& args) {
     device_->CopyIn(sampling_.data(), packed_sampling_.data(), bytes);
     LaunchSample(*device_, {args.logits + static_cast<int64_t>(first) * args.vocabulary,
                             static_cast<int64_t>(count), args.vocabulary, sampling_.data(),
-                            args.results + first});
+                            args.results + first, sampling_exchange_.data()});
     first += count;
   }
 }

@@ -33,11 +33,13 @@ inline constexpr int64_t kMaxSampleVocabulary = int64_t{1} << 20;
 
 struct SampleLaunch {
   float* logits;          // (rows, vocabulary) f32; overwritten
-  int64_t rows;           // each has a block of its own: no row depends on the others
+  int64_t rows;           // each has blocks of its own: no row depends on the others
   int64_t vocabulary;     // 1..kMaxSampleVocabulary
   const void* packed;     // (PackedSamplingBytes) device memory
   SampleResult* results;  // (rows) device memory
+  void* scratch;          // (SampleScratchBytes) device memory, 0 before and after
 };
+size_t SampleScratchBytes(const DeviceInfo& device, int64_t rows);
 void LaunchSample(Device& device, const SampleLaunch& args);
 
 // ---- What the kernel computes with
@@ -63,7 +65,9 @@ NIBBLE_HD inline float SampleWeight(float logit, float largest, float temperatur
   return std::exp((logit - largest) / temperature);
 }
 NIBBLE_HD inline uint64_t SampleMass(float weight) {
-  return static_cast<uint64_t>(weight * kSampleOne);
+  const float mass = weight * kSampleOne;
+  // A GPU converts to 32 bits at four times the rate, and nearly all weights are so small.
+  return mass < 0x1p32f ? static_cast<uint32_t>(mass) : static_cast<uint64_t>(mass);
 }
 
 }  // namespace nibble

@@ -53,8 +53,13 @@ std::vector<SampleResult> OnGpu(const Step& step) {
   PackSampling(step.rows, host.data());
   const OnDevice<uint8_t> packed(host);
   const auto results = OnDevice<SampleResult>::Poisoned(step.rows.size());
-  LaunchSample(TestDevice(), {logits.data(), static_cast<int64_t>(step.rows.size()),
-                              step.vocabulary, packed.data(), results.data()});
+  const auto rows = static_cast<int64_t>(step.rows.size());
+  const OnDevice<uint8_t> scratch(
+      std::vector<uint8_t>(SampleScratchBytes(TestDevice().info(), rows)));
+  LaunchSample(TestDevice(), {logits.data(), rows, step.vocabulary, packed.data(), results.data(),
+                              scratch.data()});
+  const auto left = scratch.Read();
+  EXPECT_EQ(std::count(left.begin(), left.end(), 0), static_cast<int64_t>(left.size()));
   return results.Read();
 }
 
@@ -248,6 +253,23 @@ TEST(CudaSampleTest, LargeVocabulariesVectorsAndTails) {
     close += ExpectAsOnCpu(RandomStep(random, vocabulary, 12));
   }
   EXPECT_LE(close, 1);
+}
+
+TEST(CudaSampleTest, ARowThatBlocksShareIsDrawnAsByOne) {
+  std::mt19937 random(23);
+  for (const int64_t vocabulary : {1025, 5004, 9001}) {
+    const Step many = RandomStep(random, vocabulary, 12);  // a block each
+    const auto expected = OnGpu(many);
+    for (size_t row = 0; row < many.rows.size(); ++row) {
+      Emulator().schedule = row % 2 == 0 ? Schedule::kAscending : Schedule::kDescending;
+      const auto begin = many.logits.begin() + static_cast<int64_t>(row) * vocabulary;
+      const auto found = OnGpu(OneRow({begin, begin + vocabulary}, many.rows[row]))[0];
+      EXPECT_EQ(found.token, expected[row].token);
+      EXPECT_EQ(found.logprob, expected[row].logprob);
+      EXPECT_EQ(found.top_ids, expected[row].top_ids);
+      EXPECT_EQ(found.top_logprobs, expected[row].top_logprobs);
+    }
+  }
 }
 
 TEST(CudaSampleTest, RunsOfEqualLogitsLongerThanWhatIsSorted) {
