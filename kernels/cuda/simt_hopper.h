@@ -58,10 +58,12 @@ NIBBLE_SIMT(void WaitPhase(Barrier* barrier, uint32_t parity));
 // ---- Copies from global to shared memory by the copy engine, which one thread asks for
 // Bytes and both ends are multiples of 16. The bytes count for the barrier.
 NIBBLE_SIMT(void CopyBulk(void* shared, const void* global, int bytes, Barrier* barrier));
-// A tile of a matrix of bytes: TileMap::tile_rows rows from `row` on, 128 bytes each from `column`
-// on, which lie in shared memory as SwizzledUnit() says, `shared` a multiple of 1024. What is
-// outside of the matrix is zeros. All bytes of the tile count.
+// A tile of a matrix of bytes: the rows of a tile (MapTiles) from `row` on, 128 bytes each from
+// `column` on, which lie in shared memory as SwizzledUnit() says, `shared` a multiple of 1024. What
+// is outside of the matrix is zeros. All bytes of the tile count.
 NIBBLE_SIMT(void CopyTile(void* shared, const TileMap& map, int column, int row, Barrier* barrier));
+// What this thread has written to shared memory, CopyAsync that it has waited for included, is
+// there for products and the copy engine.
 NIBBLE_SIMT(void FenceAsyncShared());
 
 // ---- Clusters (LaunchShape::cluster_x): neighbours along x that run at the same time
