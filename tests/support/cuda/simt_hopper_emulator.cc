@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
 #include "kernels/cuda/simt_hopper.h"
 #include "kernels/dtype.h"
@@ -194,6 +195,15 @@ void StartTileCopy(Block& to, const void* shared, const TileMap& map, int column
   }
 }
 
+// Not in WaitPhase: a fibre that is dropped while it waits destroys nothing.
+void MakeCopies(PhaseBarrier& barrier) {
+  for (const PendingCopy& copy : std::exchange(barrier.copies, {})) {
+    MakeCopy(copy);
+    barrier.bytes -= static_cast<int64_t>(copy.bytes);
+  }
+  EndPhase(barrier);
+}
+
 }  // namespace
 
 void CheckEnded(const Fibre& lane) {
@@ -238,13 +248,7 @@ void ArriveExpecting(Barrier* barrier, int bytes) { ArriveOn(BarrierOf(barrier),
 void WaitPhase(Barrier* barrier, uint32_t parity) {
   PhaseBarrier& state = BarrierOf(barrier);
   while ((state.phase & 1) == parity) {
-    const std::vector<PendingCopy> copies = std::move(state.copies);
-    state.copies.clear();
-    for (const PendingCopy& copy : copies) {
-      MakeCopy(copy);
-      state.bytes -= static_cast<int64_t>(copy.bytes);
-    }
-    EndPhase(state);
+    MakeCopies(state);
     if ((state.phase & 1) == parity) Wait(Self(), state.events, state.events);
   }
 }
