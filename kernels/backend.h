@@ -161,8 +161,8 @@ class Backend {
   virtual uint64_t Mark() { return 0; }
   // Waits for what was launched before `mark`, as Sync does for everything.
   virtual absl::Status Wait(uint64_t) { return Sync(); }
-  // The device's time from one mark to a later one, both waited for and among the last
-  // kTimedMarks; 0 where it does not tell.
+  // The device's time from one mark to a later one, both waited for; 0 where it does not tell, and
+  // if the first is not among the last kTimedMarks.
   virtual double Seconds(uint64_t, uint64_t) { return 0; }
   static constexpr uint64_t kTimedMarks = 8;
 

@@ -208,6 +208,7 @@ class Bench {
                {"bf16_tflops", 1e-3 * ceilings_.bf16_gflops},
                {"int8_tops", 1e-3 * ceilings_.int8_gops},
                {"e4m3_tflops", 1e-3 * e4m3_gflops_},
+               {"e4m3_scale_modes", device_.E4M3ScaleModes()},
                {"launch_us", LaunchMicroseconds(false)},
                {"dependent_launch_us", LaunchMicroseconds(true)}});
   }
@@ -291,7 +292,7 @@ class Bench {
     auto y = DeviceMemory::Allocate(device_, kCols * sizeof(float));
     auto bias = DeviceMemory::Allocate(device_, kCols * sizeof(float));
     if (!y.ok() || !bias.ok()) return nullptr;
-    device_.stream().programmatic = dependent;
+    const bool usual = std::exchange(device_.stream().programmatic, dependent);
     const auto seconds = device_.MedianSeconds(
         [&] {
           for (int i = 0; i < kLaunches; ++i) {
@@ -300,7 +301,7 @@ class Bench {
           return absl::OkStatus();
         },
         settings_.tiny() ? 0 : kWarmups, settings_.rounds);
-    device_.stream().programmatic = false;
+    device_.stream().programmatic = usual;
     return seconds.ok() ? nlohmann::json(1e6 * *seconds / kLaunches) : nlohmann::json(nullptr);
   }
 

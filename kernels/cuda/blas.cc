@@ -139,7 +139,11 @@ struct Blas::Impl {
   // A scale for each row of both operands: where the device and the library (12.9) have that mode.
   cublasStatus_t SetScales(const Matmul& m, const Plan& plan) const {
     if (m.in != DType::kF8E4M3) return CUBLAS_STATUS_SUCCESS;
-    const int32_t mode = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    return SetScales(m, plan, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F);
+  }
+  cublasStatus_t SetScales(const Matmul& m, const Plan& plan,
+                           cublasLtMatmulMatrixScale_t wanted) const {
+    const int32_t mode = wanted;
     cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
     const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
       if (status == CUBLAS_STATUS_SUCCESS) {
@@ -302,6 +306,33 @@ absl::StatusOr<std::unique_ptr<Blas>> Blas::Open(void* stream, const DeviceInfo&
     return absl::InternalError("cublasLtCreate failed with status " + std::to_string(status));
   }
   return std::unique_ptr<Blas>(new Blas(std::move(impl)));
+}
+
+std::vector<std::string> Blas::E4M3ScaleModes() const {
+  constexpr std::pair<const char*, cublasLtMatmulMatrixScale_t> kModes[] = {
+      {"tensor", CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F},
+      {"row", CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F},
+      {"32 elements, e8m0", CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0},
+      {"128 elements", CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F},
+      {"128 x 128 elements", CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F},
+  };
+  std::vector<std::string> modes;
+  for (const auto& [name, mode] : kModes) {
+    Matmul m;
+    m.m = m.n = m.k = m.lda = m.ldb = m.ldd = 4096;
+    m.in = DType::kF8E4M3;
+    m.out = DType::kBF16;
+    m.a_scales = m.b_scales = static_cast<const float*>(impl_->workspace);  // not read
+    Impl::Plan plan;
+    std::vector<cublasLtMatmulAlgo_t> found;
+    if (impl_->Describe(m, plan) == CUBLAS_STATUS_SUCCESS &&
+        impl_->SetScales(m, plan, mode) == CUBLAS_STATUS_SUCCESS &&
+        impl_->Ask(plan, 1, &found) == CUBLAS_STATUS_SUCCESS) {
+      modes.push_back(name);
+    }
+    impl_->Drop(plan);
+  }
+  return modes;
 }
 
 const std::string& Blas::note() const { return impl_->choices.note(); }

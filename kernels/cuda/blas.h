@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -27,6 +28,8 @@ class Blas {
   // recorded, and for products that add to their result, nothing is timed: a product whose bucket
   // is not known takes the library's first choice.
   absl::Status Multiply(const Matmul& matmul);
+  // As Device::E4M3ScaleModes.
+  std::vector<std::string> E4M3ScaleModes() const;
   // A line that people should read, or "".
   const std::string& note() const;
 

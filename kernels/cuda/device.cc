@@ -221,6 +221,8 @@ void Device::Zero(void* device, size_t bytes) {
 
 absl::Status Device::Multiply(const Matmul& matmul) { return impl_->blas->Multiply(matmul); }
 
+std::vector<std::string> Device::E4M3ScaleModes() { return impl_->blas->E4M3ScaleModes(); }
+
 absl::StatusOr<double> Device::MedianSeconds(const std::function<absl::Status()>& launches,
                                              int warmups, int rounds) {
   // Once eagerly: the library chooses its algorithms and kernels are loaded, which no graph
@@ -261,6 +263,7 @@ absl::Status Device::Wait(uint64_t mark) {
 }
 
 double Device::Seconds(uint64_t from, uint64_t to) {
+  if (impl_->marks >= from + kTimedMarks) return 0;
   float milliseconds = 0;
   impl_->Note(stream_, cudaEventElapsedTime(&milliseconds, impl_->events[from % kTimedMarks],
                                             impl_->events[to % kTimedMarks]));

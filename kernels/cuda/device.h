@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -81,6 +82,10 @@ class Device {
   // recorded.
   absl::Status Multiply(const Matmul& matmul);
 
+  // How the library takes scales of e4m3 operands, both in the same way: what it has an algorithm
+  // for at 4096 x 4096 x 4096. Of those Multiply uses "row". For people.
+  std::vector<std::string> E4M3ScaleModes();
+
   // Records what `launches` launches (kernels, products, copies on this device, nothing else). The
   // library must have made its choices: it is run once before.
   absl::StatusOr<std::unique_ptr<Recording>> Record(const std::function<absl::Status()>& launches);
@@ -91,7 +96,7 @@ class Device {
   static constexpr uint64_t kTimedMarks = 8;
   uint64_t Mark();
   absl::Status Wait(uint64_t mark);
-  double Seconds(uint64_t from, uint64_t to);
+  double Seconds(uint64_t from, uint64_t to);  // 0 if `from` is too old
 
   // Seconds of one run of `launches` (which launches kernels and products on this device, nothing
   // else), the median of `rounds` after `warmups`. On a GPU the launches are recorded once as a
