@@ -147,6 +147,45 @@ TEST(CudaBackend, AStepBeyondWhatWasReservedIsAnError) {
   EXPECT_EQ(gpu->Sync().code(), absl::StatusCode::kFailedPrecondition) << gpu->Sync();
 }
 
+// More keys than recordings are kept, memory that is freed in between, contents that change.
+TEST(CudaBackend, ReplaysWhatMemoryHoldsThen) {
+  const auto gpu = MakeEmulatedBackend().value();
+  constexpr int kKeys = 70, kRows = 80;
+  std::vector<float> values(kRows);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i) + 0.5f;
+  const WeightView view{FindScheme("f32"), kRows, 1, values.data()};
+  const auto table = gpu->PrepareEmbedding(view).value();
+  const auto ids = gpu->Allocate(kKeys * sizeof(int32_t)).value();
+  const auto out = gpu->Allocate(kKeys * sizeof(float)).value();
+  for (int32_t round = 0; round < 4; ++round) {
+    std::vector<int32_t> wanted(kKeys);
+    for (int32_t key = 0; key < kKeys; ++key) wanted[static_cast<size_t>(key)] = key + round;
+    gpu->Upload(ids->data(), wanted.data(), wanted.size() * sizeof(int32_t));
+    for (int32_t key = 0; key < kKeys; ++key) {
+      // The first keys come more often, and so are replayed.
+      for (int32_t again = key < 5 ? 3 : 1; again > 0; --again) {
+        gpu->Replay(static_cast<uint64_t>(key), [&] {
+          gpu->Embed({.table = table.get(),
+                      .ids = ids->as<int32_t>() + key,
+                      .rows = 1,
+                      .scale = 1.0f,
+                      .out = out->as<float>() + key});
+        });
+      }
+    }
+    if (round == 1) {
+      ASSERT_TRUE(gpu->Prepare({{view}, {}}, Mode::kFast).ok());
+      ASSERT_TRUE(gpu->Reserve({.sample_rows = 2, .vocabulary = 8}).ok());
+    }
+    std::vector<float> found(kKeys);
+    gpu->Download(found.data(), out->data(), found.size() * sizeof(float));
+    ASSERT_TRUE(gpu->Sync().ok());
+    for (size_t key = 0; key < kKeys; ++key) {
+      ASSERT_EQ(found[key], static_cast<float>(wanted[key]) + 0.5f) << "key " << key;
+    }
+  }
+}
+
 TEST(CudaBackend, LongListsOfSamplingParametersAreTakenInParts) {
   constexpr int64_t kRows = 5, kVocabulary = 300;
   std::vector<int32_t> every(kVocabulary), counts(kVocabulary);
