@@ -123,7 +123,7 @@ Output ServeReplayed(const char* scheme, bool replays) {
     GenerationRequest request;
     for (int32_t k = 0; k < 1 + i * 5; ++k) request.prompt.push_back((7 * i + 13 * k) % 160);
     request.sampling.seed = static_cast<uint64_t>(i);
-    request.sampling.max_tokens = 6 + i / 2;
+    request.sampling.max_tokens = 16 - i;  // they end one by one, the first last
     request.sampling.ignore_eos = true;
     request.sampling.logprobs = 1;
     request.sampling.temperature = i % 2 == 0 ? 0.0f : 0.9f;
