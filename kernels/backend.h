@@ -35,7 +35,7 @@ class WeightRounding;  // weight_rounding.h
 //        f32 in an order of their own and whose denormals are zero. On CUDA the inputs of products
 //        are bf16, and so are weights that are stored as f32 or f16. Stated in reports and
 //        benchmarks.
-// In either mode a row's result depends on neither the other rows nor the number of threads.
+// On the CPU, and on CUDA if batch-invariant, no row's result depends on other rows or on threads.
 enum class Mode : uint8_t { kExact, kFast };
 
 // Memory of a backend, zeroed. Freed with the handle, which must not outlive its Backend.

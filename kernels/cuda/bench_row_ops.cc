@@ -65,7 +65,17 @@ class Bench {
     Hadamard(model_.hidden);
     Hadamard(model_.intermediate);
     for (const KvFormat& format : kKvFormats) RopeAppend(format);
-    if (rows_ <= kMostSampled) Sample();
+    if (rows_ <= kMostSampled) {
+      SamplingRow params;
+      params.temperature = 0.0f;
+      Sample("sample greedy", params);
+      params.temperature = 0.8f;
+      Sample("sample drawn", params);
+      params.top_k = 50;
+      params.top_p = 0.95f;
+      params.min_p = 0.01f;
+      Sample("sample", params);
+    }
     return failed_;
   }
   int failures() const { return failures_; }
@@ -336,8 +346,8 @@ class Bench {
         [&] { LaunchRopeAppend(device_, args); });
   }
 
-  // Drawn with every parameter on; checked by the greedy choice of the same kernel.
-  void Sample() {
+  // Checked by the greedy choice of the same kernel.
+  void Sample(const std::string& name, const SamplingRow& timed) {
     const std::vector<float> logits = Normal(rows_ * model_.vocabulary);
     std::vector<SamplingRow> params(static_cast<size_t>(rows_));
     SampleLaunch args{};
@@ -365,15 +375,11 @@ class Bench {
       right = greedy[static_cast<size_t>(row)].token == largest;
     }
     for (size_t row = 0; row < params.size(); ++row) {
-      params[row] = {};
-      params[row].temperature = 0.8f;
-      params[row].top_k = 50;
-      params[row].top_p = 0.95f;
-      params[row].min_p = 0.01f;
+      params[row] = timed;
       params[row].seed = row;
     }
     pack();
-    Time("sample", 4 * rows_ * model_.vocabulary, right ? 0 : 1, right,
+    Time(name, 4 * rows_ * model_.vocabulary, right ? 0 : 1, right,
          [&] { LaunchSample(device_, args); });
   }
 
