@@ -155,17 +155,20 @@ class Results:
         self._digests = {}
         self.library = self.digest(programs.path("libnibble_cuda.so"))
         self._passed = {}  # figures of what passed
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue  # the line that was being written when a run was cut off
-                key = tuple(record.get(field) for field in ("stage", "case", "sha256", "library_sha256", "device"))
-                if record.get("status") == "passed":
-                    self._passed[key] = record.get("figures")
-                else:
-                    self._passed.pop(key, None)
+        for record in self.records():
+            key = tuple(record.get(field) for field in ("stage", "case", "sha256", "library_sha256", "device"))
+            if record.get("status") == "passed":
+                self._passed[key] = record.get("figures")
+            else:
+                self._passed.pop(key, None)
+
+    def records(self):
+        """What the file holds."""
+        for line in self.path.read_text().splitlines() if self.path.exists() else ():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                pass  # the line that was being written when a run was cut off
 
     def digest(self, program):
         if program not in self._digests:
