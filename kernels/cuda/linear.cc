@@ -550,7 +550,8 @@ absl::Status LinearWorkspace::ReserveDequantized(Device& device, size_t bytes) {
   return Reserve(device, bytes, &dequantized_);
 }
 absl::Status LinearWorkspace::ReserveTiles(Device& device, int64_t output_tiles) {
-  return Reserve(device, static_cast<size_t>(output_tiles) * sizeof(int32_t), &arrived_);
+  return Reserve(device, static_cast<size_t>(output_tiles * kMaxLinearPasses) * sizeof(int32_t),
+                 &arrived_);
 }
 absl::Status LinearWorkspace::ReserveTokens(Device& device, size_t bytes) {
   return Reserve(device, bytes, &tokens_);

@@ -2,330 +2,391 @@
 // The kernel behind linear_w4a16.cu and linear_w8a16.cu.
 //
 // Tiling: a block per multiprocessor walks its run of packed tiles of 128 output x 128 input
-// features (linear_plan.h), with kTokens columns of activations. A warp takes 32 output features,
-// half of the input features and at most 32 tokens of a tile. Weights are operand A of m16n8k16, so
-// few tokens waste few columns. Records of the weight and tiles of the activations arrive through a
-// ring of kStages asynchronous copies; the activations' 16-byte units are swizzled so that matrix
-// loads meet every bank once. A group's scale multiplies the sums over a part of the group instead
-// of every weight: products are exact, and it costs one multiply-add for each token and feature.
+// features (linear_plan.h), with kTokens columns of activations. A tile is four spans of 32 input
+// features; warp w takes span w % 4 of every second tile, for all 128 output features. Each warp
+// has a ring of asynchronous copies of its own, in which a stage is a span's codes, scales and
+// activations, so that no warp waits for another before an output tile is complete. Weights are
+// operand A of m16n8k16, so few tokens waste few columns. A group's scale multiplies the sums over
+// a span instead of every weight: products are exact. More than kTokens rows are several passes
+// over the run in one launch.
 //
-// Limit: bytes of the weight, up to 32 or so tokens; then the rate of the m16n8k16 instruction.
-// Programmatic launch: the first kStages - 1 records are asked for before the previous kernel has
-// ended, and the next kernel may start once the last record is.
+// Limit: bytes of the weight to 16 or so tokens, then issued instructions and the rate of m16n8k16.
+// Reasoned for an H100 (132 multiprocessors, 1.75 GHz, 3.0 TB/s), not measured yet: a symmetric
+// int4 tile of 8448 bytes takes 650 cycles of the memory's rate, and of issue slots per scheduler
+// 320 for 8 tokens, 370 for 16 and 480 for 32 (counted in the machine code); int8 has twice the
+// bytes. A ring of four stages for 8 tokens keeps 55 KB under way, twice latency times rate, and
+// leaves room for the next kernel's block on the same multiprocessor, whose rings then fill while
+// this one's blocks add up.
+// Programmatic launch: the first stages of the weight are asked for before the previous kernel has
+// ended, and the next kernel may start once the last ones are.
 //
-// Order of a sum: 16 input features in the instruction; two steps of a span; spans of a warp's half
-// tiles in its block's run; the two halves; the blocks in ascending order. The block that finds
-// itself last at an output tile adds all parts, so nobody waits.
+// Order of a sum: 16 input features in the instruction; two steps of a span; spans of a warp in its
+// block's run; the warps; the blocks in ascending order. The block that finds itself last at an
+// output tile adds all parts, so nobody waits. Tokens and stages do not change it.
 #pragma once
 
 #include <cmath>
-#include <span>
 
 #include "kernels/check.h"
 #include "kernels/cuda/linear_packed.h"
-#include "kernels/cuda/linear_plan.h"
 #include "kernels/cuda/row_writer.h"
 
 namespace nibble {
 
-struct PackedLinearParams {
-  const uint8_t* records;
-  const uint16_t* channel_scales;  // (padded output features), only if the format has no groups
-  int record_bytes;
-  int groups_per_tile;
-  const uint16_t* x;
-  int rows;  // <= kTokens
-  int64_t cols;
-  bool aligned;  // rows of x begin at multiples of 16 bytes
-  LinearPlan plan;
-  int num_segments;
-  LinearSegment segments[kMaxGroupWeights];
-  LinearScratch scratch;
-};
-
-// kGrouped: scales per group, applied to the sums over kSpan input features; otherwise per output
-// feature, applied at the end. kAsymmetric: there are zero points.
-template <int kBits, bool kGroupedT, bool kAsymmetricT, int kTokensT, int kStages>
+// kGrouped: scales per group, applied to the sums over a span; otherwise per output feature,
+// applied at the end. kAsymmetric: there are zero points.
+template <int kBits, bool kGroupedT, bool kAsymmetricT, int kTokensT, int kMinBlocksT>
 struct PackedLinearKernel {
   using Params = PackedLinearParams;
   static constexpr bool kGrouped = kGroupedT, kAsymmetric = kAsymmetricT;
   static constexpr int kTokens = kTokensT;
-  // Warps: (part of the tokens, half of the input features, slab of output features).
-  static constexpr int kTokenParts = kTokens > 32 ? kTokens / 32 : 1;
-  static constexpr int kSlabs = kPackedTile / kPackedSlab;
-  static constexpr int kThreads = kTokenParts * 2 * kSlabs * simt::kWarp;
-  static constexpr int kMinBlocks = 1;
+  static constexpr int kWarps = 8;  // of all variants: the order of a sum
+  static constexpr int kThreads = kWarps * simt::kWarp;
+  static constexpr int kMinBlocks = kMinBlocksT;
 
-  static constexpr int kHalf = kPackedTile / 2;
-  static constexpr int kSpan = 32;                               // the smallest group
-  static constexpr int kTokenTiles = kTokens / kTokenParts / 8;  // of a warp
-  static constexpr int kActivationBytes = kTokens * kPackedTile * 2;
-  static constexpr int kCodeBytes = kPackedTile * kPackedTile * kBits / 8;
-  static constexpr int kSumStride =
-      kPackedTile + 4;  // floats; the lanes of a store meet every bank
+  static constexpr int kSpan = 32;  // the smallest group
+  static constexpr int kSpans = kPackedTile / kSpan;
+  static constexpr int kTileStep = kWarps / kSpans;  // from a warp's span to its next
+  static constexpr int kTokenTiles = kTokens / 8;
+  static constexpr int kBlocks = kPackedTile / 16;  // of output features, in the instruction
+  static_assert(kBlocks == kWarps);                 // a warp finishes one of them
 
-  static constexpr size_t SharedBytes(int record_bytes) {
-    return static_cast<size_t>(kStages) * static_cast<size_t>(record_bytes + kActivationBytes) +
-           (kTokens * kSumStride + 4) * sizeof(float);
+  // A stage: codes, scales, zero points, activations.
+  static constexpr int kCodeBytes = kPackedTile * kSpan * kBits / 8;
+  static constexpr int kSideBytes = (kGrouped ? kPackedTile * 2 : 0) +
+                                    (kAsymmetric ? kPackedTile / 2 : 0);
+  static constexpr int kTokenTileBytes = 8 * kSpan * 2;
+  static constexpr int kStageBytes = kCodeBytes + kSideBytes + kTokenTiles * kTokenTileBytes;
+
+  // What warps exchange sums through: so many blocks of 8 tokens at a time.
+  static constexpr int kBlocksAtOnce = kTokenTiles == 1 ? kBlocks / 2 : kBlocks;
+  static constexpr int kExchange = kBlocksAtOnce * kWarps * simt::kWarp;  // Vec16
+
+  static constexpr size_t SharedBytes(int stages) {
+    return size_t{kWarps} * static_cast<size_t>(stages) * kStageBytes +
+           (kExchange + 1) * sizeof(simt::Vec16);
   }
 
-  // D fragments of a warp: two blocks of 16 output features, tiles of 8 tokens.
-  using Sums = float[2][kTokenTiles][4];
+  // D fragments: 16 output features, 8 tokens.
+  using Sums = float[kBlocks][kTokenTiles][4];
 
-  // A tile of the block's run, and its place in the ring.
+  // A span of the warp's sequence: those of its tiles in every pass.
   struct Cursor {
-    int tile, k_tile, slot;
-    NIBBLE_DEVICE void Next(const Params& p) {
-      ++tile;
-      if (++k_tile == p.plan.k_tiles) k_tile = 0;
-      if (++slot == kStages) slot = 0;
+    int pass, tile, k_tile;
+    const uint8_t* record;  // the span's codes, this lane's 16 bytes of the first 512
+    const uint16_t* x;      // this lane's 16 bytes of the first token's, in k_tile 0
+
+    NIBBLE_DEVICE void Next(const Params& p, int end) {
+      tile += kTileStep;
+      if (tile < end) {
+        record += kTileStep * p.record_bytes;
+        NIBBLE_UNROLL for (int i = 0; i < kTileStep; ++i) {
+          if (++k_tile == p.plan.k_tiles) k_tile = 0;
+        }
+      } else if (++pass < p.passes) {
+        const int first = FirstTile(p);
+        record += int64_t{first - (tile - kTileStep)} * p.record_bytes;
+        tile = first;
+        k_tile = first % p.plan.k_tiles;
+        x += kTokens * p.cols;
+      }
     }
   };
 
+  static NIBBLE_DEVICE int Begin(const Params& p) { return p.plan.Begin(simt::Afresh(simt::BlockX())); }
+  static NIBBLE_DEVICE int FirstTile(const Params& p) {
+    return Begin(p) + simt::WarpIndex() / kSpans;
+  }
+
   static NIBBLE_DEVICE void Run(const Params& p) {
-    const int begin = p.plan.Begin(simt::BlockX()), end = p.plan.Begin(simt::BlockX() + 1);
-    const Cursor first{begin, begin % p.plan.k_tiles, 0};
-    for (int i = 0; i < kStages - 1; ++i) {
-      if (begin + i < end) LoadRecord(p, i, begin + i);
-      simt::CommitCopies();
+    const int end = p.plan.Begin(simt::BlockX() + 1);
+    uint8_t* ring = simt::Shared() + simt::WarpIndex() * p.stages * kStageBytes;
+    Cursor load{};
+    load.tile = FirstTile(p);
+    if (load.tile >= end) load.pass = p.passes;
+    load.k_tile = load.tile % p.plan.k_tiles;
+    load.record = p.records + int64_t{load.tile} * p.record_bytes + Span() * kCodeBytes +
+                  simt::Lane() * 16;
+    load.x = p.x + simt::Lane() / 4 * p.cols + UnitColumn();
+    // A group of copies is complete when all earlier ones are. What is asked for before the
+    // previous kernel has ended is a group with the first activations: there by then. Otherwise the
+    // groups are stages.
+    if (p.early) {
+      Cursor weight = load;
+      NIBBLE_ROLL for (int s = 0; s + 1 < p.stages; ++s) {
+        if (weight.pass < p.passes) LoadWeight(p, weight, ring + s * kStageBytes);
+        weight.Next(p, end);
+      }
     }
     simt::WaitForPreviousKernel();
-    // Not asynchronously: a copy's group would wait for all records.
-    Cursor load = first;
-    for (int i = 0; i < kStages - 1; ++i) {
-      if (load.tile < end) LoadActivations<false>(p, load);
-      load.Next(p);
-    }
-    Sums sums = {};
-    for (Cursor at = first; at.tile < end; at.Next(p)) {
-      simt::WaitCopies<kStages - 2>();
-      simt::SyncThreads();
-      if (load.tile < end) {
-        LoadRecord(p, load.slot, load.tile);
-        LoadActivations<true>(p, load);
-      } else {
-        simt::StartNextKernel();
+    NIBBLE_ROLL for (int s = 0; s + 1 < p.stages; ++s) {
+      if (load.pass < p.passes) {
+        if (!p.early) LoadWeight(p, load, ring + s * kStageBytes);
+        LoadActivations(p, load, ring + s * kStageBytes);
       }
       simt::CommitCopies();
-      load.Next(p);
-      MultiplyTile(p, Stage(p, at.slot), sums);
-      if (at.tile + 1 == end || at.k_tile + 1 == p.plan.k_tiles) {
-        Finish(p, at.tile / p.plan.k_tiles, sums);
-        NIBBLE_UNROLL for (int b = 0; b < 2; ++b) {
+      load.Next(p, end);
+    }
+
+    // One loop over spans and finished output tiles: two, one in the other, have the compiler keep
+    // the sums twice.
+    Sums sums = {};
+    uint8_t* const ring_end = ring + p.stages * kStageBytes;
+    uint8_t *stage = ring, *vacant = ring_end - kStageBytes;  // the one before
+    int pass = 0, tile = FirstTile(p), n = Begin(p) / p.plan.k_tiles;
+    while (pass < p.passes) {
+      const int next = (n + 1) * p.plan.k_tiles, until = next < end ? next : end;
+      if (tile < until) {
+        WaitForStage(p.stages);
+        simt::SyncWarp();  // and every lane has left the stage that is filled now
+        if (load.pass < p.passes) {
+          LoadWeight(p, load, vacant);
+          LoadActivations(p, load, vacant);
+          load.Next(p, end);
+        } else {
+          simt::StartNextKernel();
+        }
+        simt::CommitCopies();
+        MultiplySpan(stage, sums);
+        vacant = stage;
+        stage += kStageBytes;
+        if (stage == ring_end) stage = ring;
+        tile += kTileStep;
+      } else {
+        Finish(p, pass, n, sums);
+        NIBBLE_UNROLL for (int b = 0; b < kBlocks; ++b) {
           NIBBLE_UNROLL for (int t = 0; t < kTokenTiles; ++t) {
             NIBBLE_UNROLL for (int e = 0; e < 4; ++e) sums[b][t][e] = 0.0f;
           }
+        }
+        ++n;
+        if (until == end) {
+          ++pass;
+          n = Begin(p) / p.plan.k_tiles;
+          tile = FirstTile(p);
         }
       }
     }
   }
 
  private:
-  static NIBBLE_DEVICE int Slab() { return simt::WarpIndex() % kSlabs; }
-  static NIBBLE_DEVICE int Half() { return simt::WarpIndex() / kSlabs % 2; }
-  static NIBBLE_DEVICE int FirstToken() {
-    return kTokenParts == 1 ? 0 : simt::WarpIndex() / (2 * kSlabs) * (kTokenTiles * 8);
-  }
-  static NIBBLE_DEVICE uint8_t* Stage(const Params& p, int slot) {
-    return simt::Shared() + slot * (p.record_bytes + kActivationBytes);
-  }
-  static NIBBLE_DEVICE float* Tile(const Params& p) {  // (kTokens, kSumStride)
-    return reinterpret_cast<float*>(Stage(p, kStages));
-  }
+  static NIBBLE_DEVICE int Span() { return simt::WarpIndex() % kSpans; }
 
-  static NIBBLE_DEVICE void LoadRecord(const Params& p, int slot, int tile) {
-    const uint8_t* from = p.records + int64_t{tile} * p.record_bytes;
-    uint8_t* to = Stage(p, slot);
-    for (int at = simt::Thread() * 16; at < p.record_bytes; at += kThreads * 16) {
-      simt::CopyAsync16Stream(to + at, from + at, true);
+  // Until all but the last `stages` - 2 groups of copies are there.
+  static NIBBLE_DEVICE void WaitForStage(int stages) {
+    if (stages == 4) {
+      simt::WaitCopies<2>();
+    } else if (stages == 3) {
+      simt::WaitCopies<1>();
+    } else if (stages == 2) {
+      simt::WaitCopies<0>();
+    } else {
+      simt::WaitCopies<4>();
     }
   }
 
-  // Unit u (8 input features) of token m lies at unit u ^ (m % 8) of its row of 256 bytes.
-  static NIBBLE_DEVICE int ActivationOffset(int token, int unit) {
-    return token * kPackedTile * 2 + (unit ^ (token % 8)) * 16;
-  }
-  template <bool kAsync>
-  static NIBBLE_DEVICE void LoadActivations(const Params& p, const Cursor& load) {
-    uint8_t* to = Stage(p, load.slot) + p.record_bytes;
-    NIBBLE_UNROLL for (int i = 0; i < (kTokens * 16 + kThreads - 1) / kThreads; ++i) {
-      const int at = simt::Thread() + i * kThreads;
-      if (at >= kTokens * 16) break;
-      const int token = at / 16, unit = at % 16;
-      const int64_t k = int64_t{load.k_tile} * kPackedTile + unit * 8;
-      uint8_t* target = to + ActivationOffset(token, unit);
-      const bool valid = token < p.rows && k < p.cols;
-      const uint16_t* from = p.x + (valid ? token * p.cols + k : 0);
-      if (p.aligned && kAsync) {
-        simt::CopyAsync16(target, from, valid);
-      } else if (p.aligned) {
-        *reinterpret_cast<simt::Vec16*>(target) =
-            valid ? *reinterpret_cast<const simt::Vec16*>(from) : simt::Vec16{};
-      } else {
-        *reinterpret_cast<simt::Vec16*>(target) = simt::Vec16{};
-        for (int e = 0; valid && e < 8 && k + e < p.cols; ++e) {
-          reinterpret_cast<uint16_t*>(target)[e] = from[e];
-        }
-      }
-    }
-  }
-
-  // sums += a tile of the weight times a tile of the activations.
-  static NIBBLE_DEVICE void MultiplyTile(const Params& p, const uint8_t* stage, Sums& sums) {
-    const int first = Half() * (kHalf / kSpan);
-    if constexpr (kTokenParts == 1) {
-      NIBBLE_UNROLL for (int i = 0; i < kHalf / kSpan; ++i) {
-        MultiplySpan(p, stage, first + i, sums);
-      }
-    } else {  // 128 registers
-      NIBBLE_ROLL for (int i = 0; i < kHalf / kSpan; ++i) MultiplySpan(p, stage, first + i, sums);
-    }
-  }
-
-  // The same for input features kSpan * span and following of the tiles.
-  static NIBBLE_DEVICE void MultiplySpan(const Params& p, const uint8_t* stage, int span,
-                                         Sums& sums) {
+  static NIBBLE_DEVICE void LoadWeight(const Params& p, const Cursor& at, uint8_t* stage) {
     const int lane = simt::Lane();
-    simt::Vec16 codes[kBits / 4];
-    NIBBLE_UNROLL for (int v = 0; v < kBits / 4; ++v) {
-      codes[v] = reinterpret_cast<const simt::Vec16*>(
-          stage)[((span * kSlabs + Slab()) * (kBits / 4) + v) * simt::kWarp + lane];
+    uint8_t* to = stage + lane * 16;
+    NIBBLE_UNROLL for (int i = 0; i < kCodeBytes / 512; ++i) {
+      simt::CopyAsync16Stream(to + i * 512, at.record + i * 512, true);
     }
-    const int order = span * kSpan * p.groups_per_tile / kPackedTile * kPackedTile +
-                      LaneOrder(Slab() * kPackedSlab + lane / 4);
-    const uint8_t* scales = stage + kCodeBytes;
-    uint32_t zeros = 0x8888u;  // of block 0, rows g and g + 8, and of block 1
-    if constexpr (kAsymmetric) {
-      zeros = *reinterpret_cast<const uint16_t*>(scales + p.groups_per_tile * kPackedTile * 2 +
-                                                 order / 2);
-    }
-    uint32_t a[2][2][4];  // block, step
-    NIBBLE_UNROLL for (int b = 0; b < 2; ++b) {
-      const uint32_t zero[2] = {FragmentZero((zeros >> (8 * b)) & 15u),
-                                FragmentZero((zeros >> (8 * b + 4)) & 15u)};
-      NIBBLE_UNROLL for (int step = 0; step < 2; ++step) {
-        if constexpr (kBits == 4) {
-          Int4Fragment(codes[0].word[b * 2 + step], zero, a[b][step]);
-        } else {
-          Int8Fragment(codes[b].word[step * 2], codes[b].word[step * 2 + 1], a[b][step]);
-        }
+    if constexpr (kGrouped) {  // scales and zero points of the span's group, from the tile's end
+      constexpr int kScaleLanes = kPackedTile * 2 / 16;
+      const int group = Span() * p.groups_per_tile / kSpans;
+      int side = group * kPackedTile * 2;
+      if (kAsymmetric && lane >= kScaleLanes) {
+        side = p.groups_per_tile * kPackedTile * 2 + group * (kPackedTile / 2) - kScaleLanes * 16;
+      }
+      if (lane < kSideBytes / 16) {
+        simt::CopyAsync16(to + kCodeBytes, at.record + (kSpans - Span()) * kCodeBytes + side, true);
       }
     }
-    simt::Vec8 scale{};  // of a block: row g, row g + 8
-    if constexpr (kGrouped) {
-      scale = *reinterpret_cast<const simt::Vec8*>(scales + order * 2);
+  }
+
+  // ---- Activations of a span: 64 bytes a token. Unit u (8 input features) of token m lies at unit
+  // u ^ (m / 2 % 4) of its 64 bytes: the eight rows of a matrix load meet every bank.
+  static NIBBLE_DEVICE int ActivationOffset(int token, int unit) {
+    return kCodeBytes + kSideBytes + token * kSpan * 2 + (unit ^ (token / 2 % 4)) * 16;
+  }
+  // A lane brings unit lane % 4 of tokens lane / 4 + 8 t; its first input feature in a tile:
+  static NIBBLE_DEVICE int UnitColumn() { return Span() * kSpan + simt::Lane() % 4 * 8; }
+  static NIBBLE_DEVICE void LoadActivations(const Params& p, const Cursor& at, uint8_t* stage) {
+    uint8_t* to = stage + ActivationOffset(simt::Lane() / 4, simt::Lane() % 4);
+    const uint16_t* from = at.x + at.k_tile * kPackedTile;
+    const int rows = p.rows - at.pass * kTokens - simt::Lane() / 4;
+    const int left = p.cols - UnitColumn() - at.k_tile * kPackedTile;
+    if (p.aligned) {
+      NIBBLE_UNROLL for (int t = 0; t < kTokenTiles; ++t) {
+        const bool valid = 8 * t < rows && left > 0;
+        simt::CopyAsync16(to + t * kTokenTileBytes, valid ? from + 8 * t * p.cols : p.x, valid);
+      }
+    } else {
+      NIBBLE_ROLL for (int i = 0; i < 8 * kTokenTiles; ++i) {
+        const bool valid = i / 8 * 8 < rows && i % 8 < left;
+        reinterpret_cast<uint16_t*>(to + i / 8 * kTokenTileBytes)[i % 8] =
+            valid ? from[i / 8 * 8 * p.cols + i % 8] : uint16_t{0};
+      }
     }
-    const int unit = span * kSpan / 8 + lane / 8;
+  }
+
+  // sums += a span of the weight times its activations.
+  static NIBBLE_DEVICE void MultiplySpan(const uint8_t* stage, Sums& sums) {
+    const int lane = simt::Lane();
+    uint32_t x[kTokenTiles][4];  // the B fragments of both steps
     NIBBLE_UNROLL for (int t = 0; t < kTokenTiles; ++t) {
-      uint32_t x[4];  // the B fragments of both steps
-      simt::LoadMatrix4(
-          x, stage + p.record_bytes + ActivationOffset(FirstToken() + t * 8 + lane % 8, unit));
-      float part[2][4] = {};
-      NIBBLE_UNROLL for (int step = 0; step < 2; ++step) {
-        const uint32_t fragment[2] = {x[2 * step], x[2 * step + 1]};
-        NIBBLE_UNROLL for (int b = 0; b < 2; ++b) {
-          simt::MmaBF16(kGrouped ? part[b] : sums[b][t], a[b][step], fragment);
-        }
+      simt::LoadMatrix4(x[t],
+                        stage + t * kTokenTileBytes + ActivationOffset(lane % 8, lane / 8));
+    }
+    NIBBLE_UNROLL for (int slab = 0; slab < kPackedTile / kPackedSlab; ++slab) {
+      simt::Vec16 codes[kBits / 4];
+      NIBBLE_UNROLL for (int v = 0; v < kBits / 4; ++v) {
+        codes[v] = reinterpret_cast<const simt::Vec16*>(
+            stage)[(slab * (kBits / 4) + v) * simt::kWarp + lane];
       }
+      const int order = LaneScales(slab, lane);
+      simt::Vec8 scale{};  // of a block: row g, row g + 8
       if constexpr (kGrouped) {
-        NIBBLE_UNROLL for (int b = 0; b < 2; ++b) {
-          NIBBLE_UNROLL for (int e = 0; e < 4; ++e) {
-            const uint32_t bits = e < 2 ? scale.word[b] << 16 : scale.word[b] & 0xffff0000u;
-            sums[b][t][e] = std::fma(std::bit_cast<float>(bits), part[b][e], sums[b][t][e]);
+        scale = *reinterpret_cast<const simt::Vec8*>(stage + kCodeBytes + order * 2);
+      }
+      uint32_t zeros = 0x8888u;  // of block 0, rows g and g + 8, and of block 1
+      if constexpr (kAsymmetric) {
+        zeros = *reinterpret_cast<const uint16_t*>(stage + kCodeBytes + kPackedTile * 2 + order / 2);
+      }
+      NIBBLE_UNROLL for (int b = 0; b < 2; ++b) {
+        const uint32_t zero[2] = {FragmentZero((zeros >> (8 * b)) & 15u),
+                                  FragmentZero((zeros >> (8 * b + 4)) & 15u)};
+        uint32_t a[2][4];  // of both steps
+        NIBBLE_UNROLL for (int step = 0; step < 2; ++step) {
+          if constexpr (kBits == 4) {
+            Int4Fragment(codes[0].word[b * 2 + step], zero, a[step]);
+          } else {
+            Int8Fragment(codes[b].word[step * 2], codes[b].word[step * 2 + 1], a[step]);
+          }
+        }
+        NIBBLE_UNROLL for (int t = 0; t < kTokenTiles; ++t) {
+          float(&sum)[4] = sums[2 * slab + b][t];
+          float part[4] = {};
+          NIBBLE_UNROLL for (int step = 0; step < 2; ++step) {
+            const uint32_t fragment[2] = {x[t][2 * step], x[t][2 * step + 1]};
+            simt::MmaBF16(kGrouped ? part : sum, a[step], fragment);
+          }
+          if constexpr (kGrouped) {
+            NIBBLE_UNROLL for (int e = 0; e < 4; ++e) {
+              const uint32_t bits = e < 2 ? scale.word[b] << 16 : scale.word[b] & 0xffff0000u;
+              sum[e] = std::fma(std::bit_cast<float>(bits), part[e], sum[e]);
+            }
           }
         }
       }
     }
   }
 
-  // Calls body(cell of the tile, sum) for what this lane holds.
-  template <typename Body>
-  static NIBBLE_DEVICE void ForEachSum(float* tile, Sums& sums, Body&& body) {
-    float* cell = tile + (FirstToken() + simt::Lane() % 4 * 2) * kSumStride + Slab() * kPackedSlab +
-                  simt::Lane() / 4;
-    NIBBLE_UNROLL for (int b = 0; b < 2; ++b) {
-      NIBBLE_UNROLL for (int t = 0; t < kTokenTiles; ++t) {
-        NIBBLE_UNROLL for (int e = 0; e < 4; ++e) {
-          body(cell[(t * 8 + e % 2) * kSumStride + b * 16 + e / 2 * 8], sums[b][t][e]);
+  // ---- A finished output tile: warp w has its features 16 w.. + 15, fragments as in Sums
+
+  static NIBBLE_DEVICE void Add(simt::Vec16* sum, const simt::Vec16& more) {
+    NIBBLE_UNROLL for (int e = 0; e < 4; ++e) {
+      sum->word[e] = std::bit_cast<uint32_t>(std::bit_cast<float>(sum->word[e]) +
+                                             std::bit_cast<float>(more.word[e]));
+    }
+  }
+  // The first token of a lane in a fragment, of the pass.
+  static NIBBLE_DEVICE int OwnToken(int lane, int t) { return t * 8 + lane % 4 * 2; }
+
+  // The block's part of output tile n_tile is complete: adds the parts of the warps, then those of
+  // other blocks, and writes what is final.
+  static NIBBLE_DEVICE void Finish(const Params& p, int pass, int n_tile, const Sums& sums) {
+    const int thread = simt::Afresh(simt::Thread());  // or addresses stay in registers meanwhile
+    const int warp = thread / simt::kWarp, lane = thread % simt::kWarp;
+    auto* exchange =
+        reinterpret_cast<simt::Vec16*>(simt::Shared() + kWarps * p.stages * kStageBytes);
+    simt::Vec16 total[kTokenTiles];
+    NIBBLE_UNROLL for (int t = 0; t < kTokenTiles; ++t) {
+      NIBBLE_UNROLL for (int first = 0; first < kBlocks; first += kBlocksAtOnce) {
+        simt::SyncThreads();
+        NIBBLE_UNROLL for (int b = 0; b < kBlocksAtOnce; ++b) {
+          simt::Vec16 sum;
+          NIBBLE_UNROLL for (int e = 0; e < 4; ++e) {
+            sum.word[e] = std::bit_cast<uint32_t>(sums[first + b][t][e]);
+          }
+          exchange[(b * kWarps + warp) * simt::kWarp + lane] = sum;
         }
+        simt::SyncThreads();
+        if (warp < first || warp >= first + kBlocksAtOnce) continue;
+        const simt::Vec16* of_block = exchange + (warp - first) * kWarps * simt::kWarp + lane;
+        total[t] = of_block[0];
+        NIBBLE_UNROLL for (int w = 1; w < kWarps; ++w) Add(&total[t], of_block[w * simt::kWarp]);
       }
     }
-  }
-
-  // Of a finished output tile, a thread takes features 4 Lane().. + 3 of these tokens.
-  static constexpr int kOwn = kTokens * simt::kWarp / kThreads;
-  static NIBBLE_DEVICE int OwnToken(int i) {
-    return simt::WarpIndex() + i * (kThreads / simt::kWarp);
-  }
-
-  // The block's part of output tile n_tile is complete: adds the warps' halves, then the parts of
-  // other blocks, and writes what is final.
-  static NIBBLE_DEVICE void Finish(const Params& p, int n_tile, Sums& sums) {
-    float* tile = Tile(p);
-    const int n = simt::Lane() * 4;
-    if (Half() == 1) ForEachSum(tile, sums, [](float& cell, float sum) { cell = sum; });
-    simt::SyncThreads();
-    if (Half() == 0) ForEachSum(tile, sums, [](float& cell, float sum) { cell += sum; });
-    simt::SyncThreads();
-    simt::Vec16 total[kOwn];
-    NIBBLE_UNROLL for (int i = 0; i < kOwn; ++i) {
-      total[i] = *reinterpret_cast<const simt::Vec16*>(tile + OwnToken(i) * kSumStride + n);
-    }
     const int first = p.plan.FirstBlock(n_tile), last = p.plan.LastBlock(n_tile);
-    if (first != last && !AddParts(p, n_tile, first, last, total)) return;
+    if (first != last && !AddParts(p, pass, n_tile, thread, first, last, total)) return;
 
     int s = 0;
     while (s + 1 < p.num_segments && p.segments[s + 1].first_tile <= n_tile) ++s;
     const LinearSegment& segment = p.segments[s];
-    const int64_t feature = int64_t{n_tile - segment.first_tile} * kPackedTile + n;
-    NIBBLE_UNROLL for (int e = 0; e < 4; ++e) {
-      if (feature + e >= segment.features) break;
+    NIBBLE_UNROLL for (int half = 0; half < 2; ++half) {
+      const int n = warp * 16 + lane / 4 + half * 8;
+      const int64_t feature = int64_t{n_tile - segment.first_tile} * kPackedTile + n;
+      if (feature >= segment.features) break;
       float scale = 1.0f;
       if constexpr (!kGrouped) {
-        scale = BF16ToF32(p.channel_scales[int64_t{n_tile} * kPackedTile + n + e]);
+        scale = BF16ToF32(p.channel_scales[int64_t{n_tile} * kPackedTile + n]);
       }
-      const float bias = segment.bias != nullptr ? segment.bias[feature + e] : 0.0f;
-      NIBBLE_UNROLL for (int i = 0; i < kOwn; ++i) {
-        if (OwnToken(i) >= p.rows) break;
-        const float y = std::fma(std::bit_cast<float>(total[i].word[e]), scale, bias);
-        const int64_t at = OwnToken(i) * segment.features + feature + e;
-        StoreFloat(segment.out, at, y);
+      const float bias = segment.bias != nullptr ? segment.bias[feature] : 0.0f;
+      NIBBLE_UNROLL for (int t = 0; t < kTokenTiles; ++t) {
+        NIBBLE_UNROLL for (int e = 0; e < 2; ++e) {
+          const int row = pass * kTokens + OwnToken(lane, t) + e;
+          if (row >= p.rows) break;
+          const float y = std::fma(std::bit_cast<float>(total[t].word[half * 2 + e]), scale, bias);
+          StoreFloat(segment.out, row * segment.features + feature, y);
+        }
       }
     }
   }
 
   // Hands over this block's part of a shared output tile; in the block that comes last, true, and
   // `total` becomes the sum of all parts.
-  static NIBBLE_DEVICE bool AddParts(const Params& p, int n_tile, int first, int last,
-                                     simt::Vec16 (&total)[kOwn]) {
-    const auto part = [&](int block, int token) {
+  static NIBBLE_DEVICE bool AddParts(const Params& p, int pass, int n_tile, int thread, int first,
+                                     int last, simt::Vec16 (&total)[kTokenTiles]) {
+    const auto part = [&](int block, int t) {
       const int slot = 2 * block + (block == first ? 1 : 0);
-      return reinterpret_cast<simt::Vec16*>(
-          p.scratch.parts + (int64_t{slot} * kTokens + token) * kPackedTile + simt::Lane() * 4);
+      const int64_t token = int64_t{slot} * kMaxLinearTokens + pass * kTokens + t * 8;
+      return reinterpret_cast<simt::Vec16*>(p.scratch.parts + token * kPackedTile) + thread;
     };
-    NIBBLE_UNROLL for (int i = 0; i < kOwn; ++i) {
-      if (OwnToken(i) < p.rows) *part(simt::BlockX(), OwnToken(i)) = total[i];
+    const auto has = [&](int t) { return pass * kTokens + OwnToken(thread % simt::kWarp, t) < p.rows; };
+    NIBBLE_UNROLL for (int t = 0; t < kTokenTiles; ++t) {
+      if (has(t)) *part(simt::BlockX(), t) = total[t];
     }
-    auto* arrived = reinterpret_cast<int32_t*>(Tile(p) + kTokens * kSumStride);
+    auto* arrived = reinterpret_cast<int32_t*>(simt::Shared() + kWarps * p.stages * kStageBytes +
+                                               kExchange * sizeof(simt::Vec16));
+    int32_t* counter = p.scratch.arrived + int64_t{n_tile} * kMaxLinearPasses + pass;
     simt::SyncThreads();
-    if (simt::Thread() == 0) {
+    if (thread == 0) {
       simt::FenceDevice();
-      *arrived = simt::AtomicAdd(p.scratch.arrived + n_tile, 1);
+      *arrived = simt::AtomicAdd(counter, 1);
       simt::FenceDevice();
     }
     simt::SyncThreads();
     if (*arrived != last - first) return false;
-    if (simt::Thread() == 0) p.scratch.arrived[n_tile] = 0;
-    NIBBLE_UNROLL for (int i = 0; i < kOwn; ++i) {
-      if (OwnToken(i) < p.rows) total[i] = *part(first, OwnToken(i));
-    }
-    for (int block = first + 1; block <= last; ++block) {
-      NIBBLE_UNROLL for (int i = 0; i < kOwn; ++i) {
-        if (OwnToken(i) >= p.rows) break;
-        const simt::Vec16 more = *part(block, OwnToken(i));
-        NIBBLE_UNROLL for (int e = 0; e < 4; ++e) {
-          total[i].word[e] = std::bit_cast<uint32_t>(std::bit_cast<float>(total[i].word[e]) +
-                                                     std::bit_cast<float>(more.word[e]));
+    if (thread == 0) *counter = 0;
+    constexpr int kAtOnce = kTokenTiles < 4 ? 4 : 1;  // blocks whose parts are under way together
+    for (int from = first; from <= last; from += kAtOnce) {
+      simt::Vec16 more[kAtOnce][kTokenTiles];
+      NIBBLE_UNROLL for (int i = 0; i < kAtOnce; ++i) {
+        NIBBLE_UNROLL for (int t = 0; t < kTokenTiles; ++t) {
+          if (from + i <= last && has(t)) more[i][t] = *part(from + i, t);
+        }
+      }
+      NIBBLE_UNROLL for (int i = 0; i < kAtOnce; ++i) {
+        const int block = from + i;
+        if (block > last) break;
+        NIBBLE_UNROLL for (int t = 0; t < kTokenTiles; ++t) {
+          if (!has(t)) continue;
+          if (block == first) {
+            total[t] = more[i][t];
+          } else {
+            Add(&total[t], more[i][t]);
+          }
         }
       }
     }
@@ -333,64 +394,11 @@ struct PackedLinearKernel {
   }
 };
 
-// A row of a dispatch table: formats with or without groups and zero points, up to `tokens` rows.
-struct PackedLinearVariant {
-  bool grouped;
-  bool asymmetric;
-  int tokens;
-  int threads;
-  size_t (*shared_bytes)(int record_bytes);
-  void (*launch)(Stream&, const LaunchShape&, const PackedLinearParams&);
-};
 template <class Kernel>
-constexpr PackedLinearVariant PackedLinearRow() {
-  return {Kernel::kGrouped, Kernel::kAsymmetric,  Kernel::kTokens,
-          Kernel::kThreads, &Kernel::SharedBytes, &Launch<Kernel>};
-}
-
-// Passes over the weight, each with the first row of the table that takes the format and all rows
-// that are left, or else with the last that takes the format. Rows whose shared memory the device
-// does not have do not count.
-inline void LaunchPackedLinear(Device& device, const PackedLinearArgs& args,
-                               std::span<const PackedLinearVariant> table) {
-  const PackedLayout& layout = args.weight.layout;
-  const bool grouped = layout.format.group != 0;
-  PackedLinearParams p{};
-  p.records = args.weight.data;
-  p.channel_scales = reinterpret_cast<const uint16_t*>(args.weight.data + layout.ChannelScales());
-  p.record_bytes = layout.RecordBytes();
-  p.groups_per_tile = layout.GroupsPerTile();
-  p.x = args.x;
-  p.cols = args.cols;
-  p.aligned = args.cols % 8 == 0 && reinterpret_cast<uintptr_t>(args.x) % 16 == 0;
-  p.plan = PlanLinear(layout.n_tiles, layout.k_tiles, device.info().multiprocessors);
-  p.num_segments = args.num_segments;
-  for (int i = 0; i < args.num_segments; ++i) {
-    p.segments[i] = args.segments[static_cast<size_t>(i)];
-  }
-  p.scratch = args.scratch;
-  for (int64_t left = args.rows; left > 0; left -= p.rows) {
-    const PackedLinearVariant* variant = nullptr;
-    for (const PackedLinearVariant& row : table) {
-      if (row.grouped != grouped || row.asymmetric != layout.format.asymmetric) continue;
-      if (row.shared_bytes(p.record_bytes) > device.info().shared_bytes_per_block) continue;
-      variant = &row;
-      if (row.tokens >= left) break;
-    }
-    NIBBLE_CHECK(variant != nullptr);
-    p.rows = static_cast<int>(left < variant->tokens ? left : variant->tokens);
-    LaunchShape shape;
-    shape.grid_x = p.plan.blocks;
-    shape.threads = variant->threads;
-    shape.shared_bytes = variant->shared_bytes(p.record_bytes);
-    variant->launch(device.stream(), shape, p);
-    p.x += p.rows * p.cols;
-    for (LinearSegment& segment : p.segments) {
-      segment.out.data =
-          static_cast<uint8_t*>(segment.out.data) +
-          p.rows * segment.features * static_cast<int64_t>(BytesOf(segment.out.dtype));
-    }
-  }
+constexpr PackedLinearVariant PackedLinearRow(int stages) {
+  NIBBLE_CHECK(stages == 2 || stages == 3 || stages == 4 || stages == 6);
+  return {Kernel::kGrouped, Kernel::kAsymmetric,         Kernel::kTokens,
+          stages,           Kernel::SharedBytes(stages), &Launch<Kernel>};
 }
 
 }  // namespace nibble

@@ -115,6 +115,8 @@ NIBBLE_HD constexpr PackedPlace PackedPlaceOf(int bits, int word, int code) {
 NIBBLE_HD constexpr int LaneOrder(int n) {
   return (n / kPackedSlab * 8 + n % 8) * 4 + n % 32 / 16 * 2 + n % 16 / 8;
 }
+// That of the first of them.
+NIBBLE_HD constexpr int LaneScales(int slab, int lane) { return (slab * 8 + lane / 4) * 4; }
 NIBBLE_HD constexpr int FromLaneOrder(int i) {
   return i / 32 * kPackedSlab + i % 4 / 2 * 16 + i % 2 * 8 + i / 4 % 8;
 }
@@ -156,7 +158,7 @@ NIBBLE_DEVICE uint32_t FragmentZero(uint32_t zero) { return kBF16Of128 | zero | 
 // int4: one word, 4 bits at 4 r and 16 + 4 r are register r; zero[r % 2] is its subtrahend.
 NIBBLE_DEVICE void Int4Fragment(uint32_t word, const uint32_t (&zero)[2], uint32_t (&a)[4]) {
   NIBBLE_UNROLL for (int r = 0; r < 4; ++r) {
-    a[r] = simt::SubBF16x2(((word >> (4 * r)) & 0x000f000fu) | kBF16Of128, zero[r % 2]);
+    a[r] = simt::SubBF16x2(simt::MaskOr(word >> (4 * r), 0x000f000fu, kBF16Of128), zero[r % 2]);
   }
 }
 // int8: two words of two registers each, code + 128 = 16 h + l. 16 (128 + h) - 2304 = 16 h - 256 is
@@ -165,8 +167,8 @@ NIBBLE_DEVICE void Int8Fragment(uint32_t word0, uint32_t word1, uint32_t (&a)[4]
   constexpr uint32_t k16 = 0x41804180u, kMinus2304 = 0xc510c510u;
   NIBBLE_UNROLL for (int r = 0; r < 4; ++r) {
     const uint32_t codes = (r < 2 ? word0 : word1) >> (r % 2 * 8);
-    const uint32_t low = (codes & 0x000f000fu) | kBF16Of128;
-    const uint32_t high = ((codes >> 4) & 0x000f000fu) | kBF16Of128;
+    const uint32_t low = simt::MaskOr(codes, 0x000f000fu, kBF16Of128);
+    const uint32_t high = simt::MaskOr(codes >> 4, 0x000f000fu, kBF16Of128);
     a[r] = simt::AddBF16x2(simt::FmaBF16x2(high, k16, kMinus2304), low);
   }
 }

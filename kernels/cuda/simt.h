@@ -60,8 +60,13 @@ NIBBLE_SIMT(int GridY());
 // The block's dynamic shared memory, aligned to 128 bytes; LaunchShape::shared_bytes of it, not
 // initialized.
 NIBBLE_SIMT(uint8_t* Shared());
-NIBBLE_DEVICE int Lane() { return Thread() % kWarp; }
-NIBBLE_DEVICE int WarpIndex() { return Thread() / kWarp; }
+// Not negative, which divisions of them profit from.
+NIBBLE_DEVICE int Lane() { return static_cast<int>(static_cast<uint32_t>(Thread()) % kWarp); }
+NIBBLE_DEVICE int WarpIndex() { return static_cast<int>(static_cast<uint32_t>(Thread()) / kWarp); }
+
+// The same value, not negative; what follows from it is computed where this is reached, not before
+// a loop around it, to be kept in registers.
+NIBBLE_SIMT(int Afresh(int value));
 
 // ---- Barriers and exchange
 NIBBLE_SIMT(void SyncThreads());
@@ -150,6 +155,8 @@ NIBBLE_SIMT(uint32_t MulF16x2(uint32_t a, uint32_t b));
 NIBBLE_SIMT(uint32_t FmaF16x2(uint32_t a, uint32_t b, uint32_t c));
 NIBBLE_SIMT(uint32_t PackBF16x2(float low, float high));  // to nearest, ties to even
 NIBBLE_SIMT(uint32_t PackF16x2(float low, float high));
+// a & mask | bits, in one instruction even where mask and bits are constants.
+NIBBLE_SIMT(uint32_t MaskOr(uint32_t a, uint32_t mask, uint32_t bits));
 // Bytes picked from the eight of (low, high) by the four nibbles of `selector`, lowest first.
 NIBBLE_SIMT(uint32_t PickBytes(uint32_t low, uint32_t high, uint32_t selector));
 

@@ -16,6 +16,12 @@ __device__ __forceinline__ uint8_t* Shared() {
   return nibble_shared;
 }
 
+__device__ __forceinline__ int Afresh(int value) {
+  asm volatile("" : "+r"(value));
+  __builtin_assume(value >= 0);
+  return value;
+}
+
 __device__ __forceinline__ void SyncThreads() { __syncthreads(); }
 __device__ __forceinline__ void SyncWarp() { __syncwarp(); }
 __device__ __forceinline__ uint32_t ShuffleXorBits(uint32_t value, int mask) {
@@ -154,6 +160,11 @@ __device__ __forceinline__ uint32_t PackBF16x2(float low, float high) {
 __device__ __forceinline__ uint32_t PackF16x2(float low, float high) {
   uint32_t d;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+  return d;
+}
+__device__ __forceinline__ uint32_t MaskOr(uint32_t a, uint32_t mask, uint32_t bits) {
+  uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(mask), "r"(bits));
   return d;
 }
 __device__ __forceinline__ uint32_t PickBytes(uint32_t low, uint32_t high, uint32_t selector) {

@@ -104,6 +104,9 @@ struct InstructionKernel {
       case Instruction::kPackF16x2:
         out[0] = simt::PackF16x2(Float(in[0]), Float(in[1]));
         break;
+      case Instruction::kMaskOr:
+        out[0] = simt::MaskOr(in[0], in[1], in[2]);
+        break;
       case Instruction::kPickBytes:
         out[0] = simt::PickBytes(in[0], in[1], in[2]);
         break;

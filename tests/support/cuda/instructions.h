@@ -29,6 +29,7 @@ enum class Instruction {
   kFmaF16x2,
   kPackBF16x2,  // in: low, high (f32)
   kPackF16x2,
+  kMaskOr,     // in: a, mask, bits
   kPickBytes,  // in: low, high, selector
   kExp2,       // in: x (f32)
   kLog2,

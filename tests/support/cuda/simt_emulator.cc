@@ -495,6 +495,8 @@ uint32_t PackBF16x2(float low, float high) {
 uint32_t PackF16x2(float low, float high) {
   return F32ToF16(low) | static_cast<uint32_t>(F32ToF16(high)) << 16;
 }
+int Afresh(int value) { return value; }
+uint32_t MaskOr(uint32_t a, uint32_t mask, uint32_t bits) { return (a & mask) | bits; }
 uint32_t PickBytes(uint32_t low, uint32_t high, uint32_t selector) {
   const uint64_t bytes = (uint64_t{high} << 32) | low;
   uint32_t result = 0;
