@@ -4,12 +4,16 @@
 // One JSON object per line, flushed, so that a run that is cut off keeps what it has.
 //
 //   bench_cuda [--device 0] [--model 8b|70b|tiny] [--scheme bf16,int4-g128,...] [--rows 1,16,...]
-//              [--rounds 100]
+//              [--rounds 100] [--sweep 0|1]
 //
 // Weights are copied until they are far larger than the cache and taken in turn, launches are
 // replayed as a graph. `of_read` is bytes of weights over time over the copy ceiling; `of_peak` is
 // operations over time over the ceiling of the product's type; `of_bf16` is the time of the
 // library's bf16 product of the same shape, over this one's.
+//
+// With --sweep 1, weight-only products are followed by each variant of their dispatch table
+// (linear_packed.h), whatever tokens the table takes it for: `chosen` is the one that the table
+// takes for one launch of so many tokens, `best` the fastest of the sweep.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -62,6 +66,7 @@ struct Settings {
   std::vector<std::string> schemes = {"bf16", "int8", "int4-g128", "int4-g128-asym", "w8a8", "fp8"};
   std::vector<int64_t> rows = {1, 4, 16, 64, 256, 2048};
   int rounds = 100;
+  int sweep = 0;
   bool tiny() const { return model == "tiny"; }
 };
 
@@ -254,16 +259,9 @@ class Bench {
         ++failures_;
         continue;
       }
-      auto seconds = device_.MedianSeconds(
-          [&] {
-            for (const auto& linear : linears) {
-              if (absl::Status status = multiply(*linear); !status.ok()) return status;
-            }
-            return absl::OkStatus();
-          },
-          settings_.tiny() ? 0 : kWarmups, settings_.rounds);
+      auto seconds = SecondsOfEach(multiply, linears);
       if (!seconds.ok()) return seconds.status();
-      const double each = *seconds / static_cast<double>(linears.size());
+      const double each = *seconds;
       const double weight_bytes = static_cast<double>(bytes) / static_cast<double>(linears.size());
       const double operations = 2.0 * static_cast<double>(rows * shape.out * shape.in);
       const DType type = linears[0]->formats[0].dtype;
@@ -279,6 +277,12 @@ class Bench {
       if (scheme.name == "bf16") bf16_[key] = each;
       result["of_bf16"] = bf16_.count(key) > 0 ? Ratio(bf16_[key], each) : nullptr;
       PrintLine(result);
+      if (settings_.sweep == 0) continue;
+      if (absl::Status status =
+              Sweep(scheme, shape, rows, weight_bytes, linears, *reference, *operands);
+          !status.ok()) {
+        return status;
+      }
     }
     return absl::OkStatus();
   }
@@ -286,6 +290,81 @@ class Bench {
   int failures() const { return failures_; }
 
  private:
+  // One product, when all are multiplied in turn.
+  template <typename Multiply>
+  absl::StatusOr<double> SecondsOfEach(Multiply&& multiply,
+                                       const std::vector<std::unique_ptr<CudaLinear>>& linears) {
+    auto seconds = device_.MedianSeconds(
+        [&] {
+          for (const auto& linear : linears) {
+            if (absl::Status status = multiply(*linear); !status.ok()) return status;
+          }
+          return absl::OkStatus();
+        },
+        settings_.tiny() ? 0 : kWarmups, settings_.rounds);
+    if (!seconds.ok()) return seconds.status();
+    return *seconds / static_cast<double>(linears.size());
+  }
+
+  // Every variant of the table of packed weights that takes the weight; nothing for other weights.
+  absl::Status Sweep(const Scheme& scheme, const Shape& shape, int64_t rows, double weight_bytes,
+                     const std::vector<std::unique_ptr<CudaLinear>>& linears,
+                     const DeviceWeight& reference, const Operands& operands) {
+    const LinearKind kind = linears[0]->parts[0].kind;
+    if (kind != LinearKind::kPacked4 && kind != LinearKind::kPacked8) return absl::OkStatus();
+    const PackedFormat& format = linears[0]->parts[0].packed.layout.format;
+    const auto variants =
+        kind == LinearKind::kPacked4 ? LinearW4A16Variants() : LinearW8A16Variants();
+    const PackedLinearVariant& chosen = ChoosePackedLinear(
+        variants, format, device_.info(), std::min<int64_t>(rows, kMaxLinearTokens));
+    std::vector<nlohmann::json> results;
+    for (const PackedLinearVariant& variant : variants) {
+      if (!TakesPackedLinear(variant, format, device_.info())) continue;
+      const auto multiply = [&](const CudaLinear& linear) {
+        PackedLinearArgs args;
+        args.weight = linear.parts[0].packed;
+        args.x = static_cast<const uint16_t*>(operands.bf16_view.data);
+        args.rows = rows;
+        args.cols = shape.in;
+        args.segments[0] = {0, shape.out, nullptr, Floats{operands.out, DType::kBF16}};
+        args.scratch = workspace_->packed();
+        LaunchPackedLinear(device_, args, {&variant, 1});
+        return absl::OkStatus();
+      };
+      nlohmann::json result = {{"case", "sweep"},
+                               {"scheme", std::string(scheme.name)},
+                               {"shape", shape.name},
+                               {"rows", rows},
+                               {"tokens", variant.tokens},
+                               {"stages", variant.stages},
+                               {"chosen", &variant == &chosen}};
+      auto error = Error(multiply, *linears[0], reference, operands, rows, shape);
+      if (!error.ok()) return error.status();
+      if (!(*error < 1e-2)) {
+        result["failed"] = "the result is wrong: not timed";
+        PrintLine(result);
+        ++failures_;
+        continue;
+      }
+      auto seconds = SecondsOfEach(multiply, linears);
+      if (!seconds.ok()) return seconds.status();
+      result["microseconds"] = 1e6 * *seconds;
+      result["of_read"] = Ratio(1e-9 * weight_bytes / *seconds, ceilings_.read_gb_per_s);
+      results.push_back(result);
+    }
+    const auto time = [](const nlohmann::json& result) {
+      return result["microseconds"].get<double>();
+    };
+    const auto best = std::min_element(
+        results.begin(), results.end(),
+        [&](const nlohmann::json& a, const nlohmann::json& b) { return time(a) < time(b); });
+    for (auto result = results.begin(); result != results.end(); ++result) {
+      (*result)["best"] = result == best;
+      PrintLine(*result);
+    }
+    return absl::OkStatus();
+  }
+
   // From one small kernel of a replayed graph to the next, plain or by programmatic dependent
   // launch; null if the device does not take that.
   nlohmann::json LaunchMicroseconds(bool dependent) {
@@ -373,6 +452,7 @@ int Main(int argc, char** argv) {
                                            return true;
                                          }},
                                         {"--rounds", TakeInt(&settings.rounds, 1)},
+                                        {"--sweep", TakeInt(&settings.sweep, 0)},
                                         {"--rows", TakeRows(&settings.rows)}});
   if (!unused.empty()) return Fail(absl::StrCat("cannot use ", unused));
   const Model* model = std::find_if(std::begin(kModels), std::end(kModels),

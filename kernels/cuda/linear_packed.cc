@@ -13,6 +13,20 @@ bool TakesPackedLinear(const PackedLinearVariant& variant, const PackedFormat& f
          variant.shared_bytes <= info.shared_bytes_per_block;
 }
 
+const PackedLinearVariant& ChoosePackedLinear(std::span<const PackedLinearVariant> variants,
+                                              const PackedFormat& format, const DeviceInfo& info,
+                                              int64_t rows) {
+  const PackedLinearVariant* chosen = nullptr;
+  for (const PackedLinearVariant& variant : variants) {
+    if (!TakesPackedLinear(variant, format, info)) continue;
+    if (chosen == nullptr || (variant.tokens > chosen->tokens && chosen->tokens < rows)) {
+      chosen = &variant;
+    }
+  }
+  NIBBLE_CHECK(chosen != nullptr);
+  return *chosen;
+}
+
 void LaunchPackedLinear(Device& device, const PackedLinearArgs& args,
                         std::span<const PackedLinearVariant> variants) {
   const PackedLayout& layout = args.weight.layout;
@@ -32,22 +46,17 @@ void LaunchPackedLinear(Device& device, const PackedLinearArgs& args,
   }
   p.scratch = args.scratch;
   for (int64_t left = args.rows; left > 0; left -= p.rows) {
-    const PackedLinearVariant* variant = nullptr;
-    for (const PackedLinearVariant& row : variants) {
-      if (!TakesPackedLinear(row, layout.format, device.info())) continue;
-      variant = &row;
-      if (row.tokens >= left) break;
-    }
-    NIBBLE_CHECK(variant != nullptr);
     p.rows = static_cast<int>(std::min<int64_t>(left, kMaxLinearTokens));
-    p.passes = (p.rows + variant->tokens - 1) / variant->tokens;
+    const PackedLinearVariant& variant =
+        ChoosePackedLinear(variants, layout.format, device.info(), p.rows);
+    p.passes = (p.rows + variant.tokens - 1) / variant.tokens;
     NIBBLE_CHECK(p.passes <= kMaxLinearPasses);
-    p.stages = variant->stages;
+    p.stages = variant.stages;
     LaunchShape shape;
     shape.grid_x = p.plan.blocks;
     shape.threads = kPackedLinearThreads;
-    shape.shared_bytes = variant->shared_bytes;
-    variant->launch(device.stream(), shape, p);
+    shape.shared_bytes = variant.shared_bytes;
+    variant.launch(device.stream(), shape, p);
     p.x += p.rows * args.cols;
     for (LinearSegment& segment : p.segments) {
       segment.out.data =

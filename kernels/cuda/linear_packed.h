@@ -37,7 +37,7 @@ constexpr int64_t LinearPartFloats(int multiprocessors) {
 }
 
 struct PackedLinearArgs {
-  PackedWeight weight;
+  PackedWeight weight;          // not written by the launch before: it is read while that runs
   const uint16_t* x = nullptr;  // (rows, cols) bf16
   int64_t rows = 0;             // tokens
   int64_t cols = 0;             // input features; PackedTiles(cols) == weight.layout.k_tiles
@@ -90,8 +90,13 @@ std::span<const PackedLinearVariant> LinearW8A16Variants();
 bool TakesPackedLinear(const PackedLinearVariant& variant, const PackedFormat& format,
                        const DeviceInfo& info);
 
-// Launches of up to kMaxLinearTokens rows, each with the first variant that takes the format and
-// has room for the rows in one pass, or else with the last that takes the format, in several.
+// Of those that take the format, the first that has room for the rows in one pass, or else the
+// first that has most; variants of a format are in order of tokens.
+const PackedLinearVariant& ChoosePackedLinear(std::span<const PackedLinearVariant> variants,
+                                              const PackedFormat& format, const DeviceInfo& info,
+                                              int64_t rows);
+
+// Launches of up to kMaxLinearTokens rows, each with the variant that is chosen for them.
 void LaunchPackedLinear(Device& device, const PackedLinearArgs& args,
                         std::span<const PackedLinearVariant> variants);
 

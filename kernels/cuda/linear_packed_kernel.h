@@ -11,12 +11,13 @@
 // over the run in one launch.
 //
 // Limit: bytes of the weight to 16 or so tokens, then issued instructions and the rate of m16n8k16.
-// Reasoned for an H100 (132 multiprocessors, 1.75 GHz, 3.0 TB/s), not measured yet: a symmetric
-// int4 tile of 8448 bytes takes 650 cycles of the memory's rate, and of issue slots per scheduler
-// 320 for 8 tokens, 370 for 16 and 480 for 32 (counted in the machine code); int8 has twice the
-// bytes. A ring of four stages for 8 tokens keeps 55 KB under way, twice latency times rate, and
-// leaves room for the next kernel's block on the same multiprocessor, whose rings then fill while
-// this one's blocks add up.
+// Reasoned for an H100 (132 multiprocessors, 1.75 GHz, 3.0 TB/s), not measured yet: the memory
+// delivers a symmetric int4 tile of 8448 bytes in 650 cycles, or 0.37 us; in these a scheduler
+// issues some 360 instructions for 8 tokens, 420 for 16 and 530 for 32, and its integer unit works
+// for 330 cycles (counted in the machine code). int8 has 16640 bytes in 1280 cycles, and at most
+// 550 instructions for 8 tokens. For 8 tokens a ring of four stages keeps 55 KB under way, more
+// than twice latency times rate, and with two blocks to a multiprocessor the next kernel's rings
+// fill while this one's blocks add up.
 // Programmatic launch: the first stages of the weight are asked for before the previous kernel has
 // ended, and the next kernel may start once the last ones are.
 //
@@ -41,7 +42,8 @@ struct PackedLinearKernel {
   static constexpr bool kGrouped = kGroupedT, kAsymmetric = kAsymmetricT;
   static constexpr int kTokens = kTokensT;
   static constexpr int kWarps = 8;  // of all variants: the order of a sum
-  static constexpr int kThreads = kWarps * simt::kWarp;
+  static constexpr int kThreads = kPackedLinearThreads;
+  static_assert(kThreads == kWarps * simt::kWarp);
   static constexpr int kMinBlocks = kMinBlocksT;
 
   static constexpr int kSpan = 32;  // the smallest group
@@ -53,8 +55,8 @@ struct PackedLinearKernel {
 
   // A stage: codes, scales, zero points, activations.
   static constexpr int kCodeBytes = kPackedTile * kSpan * kBits / 8;
-  static constexpr int kSideBytes = (kGrouped ? kPackedTile * 2 : 0) +
-                                    (kAsymmetric ? kPackedTile / 2 : 0);
+  static constexpr int kSideBytes =
+      (kGrouped ? kPackedTile * 2 : 0) + (kAsymmetric ? kPackedTile / 2 : 0);
   static constexpr int kTokenTileBytes = 8 * kSpan * 2;
   static constexpr int kStageBytes = kCodeBytes + kSideBytes + kTokenTiles * kTokenTileBytes;
 
@@ -69,6 +71,14 @@ struct PackedLinearKernel {
 
   // D fragments: 16 output features, 8 tokens.
   using Sums = float[kBlocks][kTokenTiles][4];
+
+  // Not negative, as the compiler sees: divisions of these are single instructions.
+  static NIBBLE_DEVICE int Lane() {
+    return static_cast<int>(static_cast<uint32_t>(simt::Thread()) % simt::kWarp);
+  }
+  static NIBBLE_DEVICE int Warp() {
+    return static_cast<int>(static_cast<uint32_t>(simt::Thread()) / simt::kWarp);
+  }
 
   // A span of the warp's sequence: those of its tiles in every pass.
   struct Cursor {
@@ -93,21 +103,21 @@ struct PackedLinearKernel {
     }
   };
 
-  static NIBBLE_DEVICE int Begin(const Params& p) { return p.plan.Begin(simt::Afresh(simt::BlockX())); }
-  static NIBBLE_DEVICE int FirstTile(const Params& p) {
-    return Begin(p) + simt::WarpIndex() / kSpans;
+  static NIBBLE_DEVICE int Begin(const Params& p) {
+    return p.plan.Begin(simt::Afresh(simt::BlockX()));
   }
+  static NIBBLE_DEVICE int FirstTile(const Params& p) { return Begin(p) + Warp() / kSpans; }
 
   static NIBBLE_DEVICE void Run(const Params& p) {
     const int end = p.plan.Begin(simt::BlockX() + 1);
-    uint8_t* ring = simt::Shared() + simt::WarpIndex() * p.stages * kStageBytes;
+    uint8_t* ring = simt::Shared() + Warp() * p.stages * kStageBytes;
     Cursor load{};
     load.tile = FirstTile(p);
     if (load.tile >= end) load.pass = p.passes;
     load.k_tile = load.tile % p.plan.k_tiles;
-    load.record = p.records + int64_t{load.tile} * p.record_bytes + Span() * kCodeBytes +
-                  simt::Lane() * 16;
-    load.x = p.x + simt::Lane() / 4 * p.cols + UnitColumn();
+    load.record =
+        p.records + int64_t{load.tile} * p.record_bytes + Span() * kCodeBytes + Lane() * 16;
+    load.x = p.x + Lane() / 4 * p.cols + UnitColumn();
     // A group of copies is complete when all earlier ones are. What is asked for before the
     // previous kernel has ended is a group with the first activations: there by then. Otherwise the
     // groups are stages.
@@ -170,7 +180,7 @@ struct PackedLinearKernel {
   }
 
  private:
-  static NIBBLE_DEVICE int Span() { return simt::WarpIndex() % kSpans; }
+  static NIBBLE_DEVICE int Span() { return Warp() % kSpans; }
 
   // Until all but the last `stages` - 2 groups of copies are there.
   static NIBBLE_DEVICE void WaitForStage(int stages) {
@@ -186,7 +196,7 @@ struct PackedLinearKernel {
   }
 
   static NIBBLE_DEVICE void LoadWeight(const Params& p, const Cursor& at, uint8_t* stage) {
-    const int lane = simt::Lane();
+    const int lane = Lane();
     uint8_t* to = stage + lane * 16;
     NIBBLE_UNROLL for (int i = 0; i < kCodeBytes / 512; ++i) {
       simt::CopyAsync16Stream(to + i * 512, at.record + i * 512, true);
@@ -210,11 +220,11 @@ struct PackedLinearKernel {
     return kCodeBytes + kSideBytes + token * kSpan * 2 + (unit ^ (token / 2 % 4)) * 16;
   }
   // A lane brings unit lane % 4 of tokens lane / 4 + 8 t; its first input feature in a tile:
-  static NIBBLE_DEVICE int UnitColumn() { return Span() * kSpan + simt::Lane() % 4 * 8; }
+  static NIBBLE_DEVICE int UnitColumn() { return Span() * kSpan + Lane() % 4 * 8; }
   static NIBBLE_DEVICE void LoadActivations(const Params& p, const Cursor& at, uint8_t* stage) {
-    uint8_t* to = stage + ActivationOffset(simt::Lane() / 4, simt::Lane() % 4);
+    uint8_t* to = stage + ActivationOffset(Lane() / 4, Lane() % 4);
     const uint16_t* from = at.x + at.k_tile * kPackedTile;
-    const int rows = p.rows - at.pass * kTokens - simt::Lane() / 4;
+    const int rows = p.rows - at.pass * kTokens - Lane() / 4;
     const int left = p.cols - UnitColumn() - at.k_tile * kPackedTile;
     if (p.aligned) {
       NIBBLE_UNROLL for (int t = 0; t < kTokenTiles; ++t) {
@@ -232,11 +242,10 @@ struct PackedLinearKernel {
 
   // sums += a span of the weight times its activations.
   static NIBBLE_DEVICE void MultiplySpan(const uint8_t* stage, Sums& sums) {
-    const int lane = simt::Lane();
+    const int lane = Lane();
     uint32_t x[kTokenTiles][4];  // the B fragments of both steps
     NIBBLE_UNROLL for (int t = 0; t < kTokenTiles; ++t) {
-      simt::LoadMatrix4(x[t],
-                        stage + t * kTokenTileBytes + ActivationOffset(lane % 8, lane / 8));
+      simt::LoadMatrix4(x[t], stage + t * kTokenTileBytes + ActivationOffset(lane % 8, lane / 8));
     }
     NIBBLE_UNROLL for (int slab = 0; slab < kPackedTile / kPackedSlab; ++slab) {
       simt::Vec16 codes[kBits / 4];
@@ -249,13 +258,14 @@ struct PackedLinearKernel {
       if constexpr (kGrouped) {
         scale = *reinterpret_cast<const simt::Vec8*>(stage + kCodeBytes + order * 2);
       }
-      uint32_t zeros = 0x8888u;  // of block 0, rows g and g + 8, and of block 1
+      uint32_t zeros = 0;  // of block 0, rows g and g + 8, and of block 1
       if constexpr (kAsymmetric) {
-        zeros = *reinterpret_cast<const uint16_t*>(stage + kCodeBytes + kPackedTile * 2 + order / 2);
+        zeros = 0x10001u * *reinterpret_cast<const uint16_t*>(stage + kCodeBytes + kPackedTile * 2 +
+                                                              order / 2);
       }
       NIBBLE_UNROLL for (int b = 0; b < 2; ++b) {
-        const uint32_t zero[2] = {FragmentZero((zeros >> (8 * b)) & 15u),
-                                  FragmentZero((zeros >> (8 * b + 4)) & 15u)};
+        const uint32_t zero[2] = {kAsymmetric ? FragmentZeroOf(zeros, 2 * b) : FragmentZero(8),
+                                  kAsymmetric ? FragmentZeroOf(zeros, 2 * b + 1) : FragmentZero(8)};
         uint32_t a[2][4];  // of both steps
         NIBBLE_UNROLL for (int step = 0; step < 2; ++step) {
           if constexpr (kBits == 4) {
@@ -353,7 +363,9 @@ struct PackedLinearKernel {
       const int64_t token = int64_t{slot} * kMaxLinearTokens + pass * kTokens + t * 8;
       return reinterpret_cast<simt::Vec16*>(p.scratch.parts + token * kPackedTile) + thread;
     };
-    const auto has = [&](int t) { return pass * kTokens + OwnToken(thread % simt::kWarp, t) < p.rows; };
+    const auto has = [&](int t) {
+      return pass * kTokens + OwnToken(thread % simt::kWarp, t) < p.rows;
+    };
     NIBBLE_UNROLL for (int t = 0; t < kTokenTiles; ++t) {
       if (has(t)) *part(simt::BlockX(), t) = total[t];
     }

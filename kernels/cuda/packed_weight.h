@@ -154,6 +154,11 @@ inline constexpr uint32_t kBF16Of128 = 0x43004300u;
 // The subtrahend for an unsigned zero point of int4, in both halves.
 NIBBLE_DEVICE uint32_t FragmentZero(uint32_t zero) { return kBF16Of128 | zero | zero << 16; }
 
+// Number i of four unsigned zero points of 4 bits each, lowest first, which both halves hold.
+NIBBLE_DEVICE uint32_t FragmentZeroOf(uint32_t zeros, int i) {
+  return simt::MaskOr(zeros >> (4 * i), 0x000f000fu, kBF16Of128);
+}
+
 // The A fragment (simt.h) of one step of 16 input features, as whole numbers in bf16 (exact).
 // int4: one word, 4 bits at 4 r and 16 + 4 r are register r; zero[r % 2] is its subtrahend.
 NIBBLE_DEVICE void Int4Fragment(uint32_t word, const uint32_t (&zero)[2], uint32_t (&a)[4]) {

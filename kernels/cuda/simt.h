@@ -60,9 +60,8 @@ NIBBLE_SIMT(int GridY());
 // The block's dynamic shared memory, aligned to 128 bytes; LaunchShape::shared_bytes of it, not
 // initialized.
 NIBBLE_SIMT(uint8_t* Shared());
-// Not negative, which divisions of them profit from.
-NIBBLE_DEVICE int Lane() { return static_cast<int>(static_cast<uint32_t>(Thread()) % kWarp); }
-NIBBLE_DEVICE int WarpIndex() { return static_cast<int>(static_cast<uint32_t>(Thread()) / kWarp); }
+NIBBLE_DEVICE int Lane() { return Thread() % kWarp; }
+NIBBLE_DEVICE int WarpIndex() { return Thread() / kWarp; }
 
 // The same value, not negative; what follows from it is computed where this is reached, not before
 // a loop around it, to be kept in registers.

@@ -110,6 +110,17 @@ class OnTheCpu(ScriptTest):
         self.assertIn("tiny square          9 int4-g128", ended.stdout)
         self.assertRegex(ended.stdout, r"tiny +2 +70 +1 k8v4 .* null +null +null +null")
 
+    def test_sweep(self):
+        ended = self.script("bench", "--device", "cpu", "--stage", "sweep", "--filter", "int8")
+        self.assertEqual(ended.returncode, 0, ended.stdout + ended.stderr)
+        self.assertRegex(ended.stdout, r"tiny square +9 int8 +16 +3 .* chosen")
+        (record,) = self.records()
+        swept = [found for found in record["figures"] if found["case"] == "sweep"]
+        for rows in (1, 9):
+            variants = [found for found in swept if found["rows"] == rows]
+            self.assertEqual(sum(found["chosen"] for found in variants), 1)
+            self.assertEqual(sum(found["best"] for found in variants), 1)
+
     def test_refuses_a_device_that_is_none(self):
         ended = self.script("run", "--device", "gpu0")
         self.assertEqual(ended.returncode, harness.EXIT_USAGE)

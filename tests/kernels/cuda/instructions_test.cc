@@ -224,6 +224,16 @@ TEST(CudaInstruction, PairsArePackedToNearestTiesToEven) {
             }));
 }
 
+TEST(CudaInstruction, BitsAreMaskedAndSet) {
+  const auto a = Lanes([](int lane) { return 0x9e3779b9u * static_cast<uint32_t>(lane + 1); });
+  const auto mask = Lanes([](int lane) { return 0x000f000fu << (lane % 13); });
+  const auto bits = Lanes([](int) { return 0x43004300u; });
+  EXPECT_EQ(Execute(Instruction::kMaskOr, {a, mask, bits})[0], Lanes([&](int lane) {
+              const auto i = static_cast<size_t>(lane);
+              return (a[i] & mask[i]) | bits[i];
+            }));
+}
+
 TEST(CudaInstruction, BytesArePicked) {
   const auto low = Lanes([](int lane) { return 0x33221100u + static_cast<uint32_t>(lane); });
   const auto high = Lanes([](int) { return 0x77665544u; });

@@ -17,15 +17,22 @@
 namespace nibble::testing {
 namespace {
 
-void Launch(const PackedLinearArgs& args) {
-  (args.weight.layout.format.bits == 4 ? LaunchLinearW4A16 : LaunchLinearW8A16)(TestDevice(), args);
-}
-
 struct Case {
   std::vector<const RandomWeight*> weights;
   std::vector<std::vector<float>> biases;  // per weight; empty = none
   DType out = DType::kF32;
+  const PackedLinearVariant* variant = nullptr;  // nullptr: the table's choice
 };
+
+void Launch(const Case& c, const PackedLinearArgs& args) {
+  if (c.variant != nullptr) {
+    LaunchPackedLinear(TestDevice(), args, {c.variant, 1});
+  } else if (args.weight.layout.format.bits == 4) {
+    LaunchLinearW4A16(TestDevice(), args);
+  } else {
+    LaunchLinearW8A16(TestDevice(), args);
+  }
+}
 
 // x is (rows, cols) bf16; the products, weight by weight.
 std::vector<std::vector<float>> Multiply(const Case& c, const std::vector<uint16_t>& x,
@@ -58,7 +65,7 @@ std::vector<std::vector<float>> Multiply(const Case& c, const std::vector<uint16
       segment.bias = biases.back().data();
     }
   }
-  Launch(args);
+  Launch(c, args);
   std::vector<std::vector<float>> products;
   for (const OnDevice<float>& out : outs) {
     std::vector<float> values = out.Read();
@@ -134,6 +141,26 @@ TEST_P(CudaLinearPacked, ARowDependsOnNeitherTheRowsBesideItNorTheirNumber) {
   }
 }
 
+TEST_P(CudaLinearPacked, EveryVariantGivesTheSameBitsHoweverItIsLaunched) {
+  constexpr int64_t kRows = 37, kOut = 300, kIn = 712;
+  const RandomWeight weight(*GetParam(), kOut, kIn, 5);
+  const auto x = ToBF16(RandomFloats(kRows * kIn, 6));
+  const auto y = Multiply({{&weight}, {}}, x, kRows);
+  bool& programmatic = TestDevice().stream().programmatic;
+  const bool as_found = programmatic;
+  int taken = 0;
+  for (const PackedLinearVariant& variant :
+       GetParam()->bits() == 4 ? LinearW4A16Variants() : LinearW8A16Variants()) {
+    if (!TakesPackedLinear(variant, PackedFormatOf(*GetParam()), TestDevice().info())) continue;
+    ++taken;
+    programmatic = taken % 2 == 0;
+    EXPECT_EQ(Multiply({{&weight}, {}, DType::kF32, &variant}, x, kRows), y)
+        << variant.tokens << " tokens, " << variant.stages << " stages";
+  }
+  programmatic = as_found;
+  EXPECT_GE(taken, 4);
+}
+
 std::string SchemeName(const ::testing::TestParamInfo<const Scheme*>& info) {
   std::string name(info.param->name);
   for (char& c : name) c = c == '-' ? '_' : c;
@@ -194,6 +221,25 @@ TEST(CudaLinearPackedGroup, TheEndsOfTheNumberGridsAndScaleZero) {
           << extreme.scheme;
     }
   }
+}
+
+TEST(CudaLinearPackedTable, TheFirstWithRoomIsChosenElseTheFirstThatHasMost) {
+  const PackedLinearVariant table[] = {{true, false, 8, 4, 100, nullptr},
+                                       {true, false, 8, 2, 50, nullptr},
+                                       {true, false, 32, 4, 300, nullptr},
+                                       {true, false, 32, 2, 200, nullptr},
+                                       {true, true, 8, 2, 50, nullptr}};
+  DeviceInfo info;
+  const auto chosen = [&](const PackedFormat& format, size_t shared, int64_t rows) {
+    info.shared_bytes_per_block = shared;
+    return &ChoosePackedLinear(table, format, info, rows) - table;
+  };
+  EXPECT_EQ(chosen({4, 128, false}, 300, 8), 0);
+  EXPECT_EQ(chosen({4, 128, false}, 99, 8), 1);
+  EXPECT_EQ(chosen({4, 128, false}, 300, 9), 2);
+  EXPECT_EQ(chosen({4, 128, false}, 299, 64), 3);
+  EXPECT_EQ(chosen({4, 128, false}, 199, 64), 0);
+  EXPECT_EQ(chosen({4, 64, true}, 300, 64), 4);
 }
 
 TEST(CudaLinearPackedGroup, NothingToDoForNoRows) {

@@ -32,6 +32,11 @@ TEST(PackedLayoutTest, EveryCodeOfATileHasAPlaceOfItsOwnAndIsFoundThere) {
   for (int n = 0; n < kPackedTile; ++n) {
     order.insert(LaneOrder(n));
     EXPECT_EQ(FromLaneOrder(LaneOrder(n)), n);
+    if (n % kPackedSlab < 8) {
+      for (int t = 0; t < 4; ++t) {
+        EXPECT_EQ(LaneScales(n / kPackedSlab, n % kPackedSlab * 4 + t), LaneOrder(n));
+      }
+    }
   }
   EXPECT_EQ(*order.begin(), 0);
   EXPECT_EQ(*order.rbegin(), kPackedTile - 1);
@@ -73,6 +78,11 @@ TEST(PackedFragmentTest, EveryCodeAndZeroPointOfInt4IsExact) {
   for (uint32_t code = 0; code < 16; ++code) {
     for (uint32_t zero = 0; zero < 16; ++zero) {
       const uint32_t zeros[2] = {FragmentZero(zero), FragmentZero(15 - zero)};
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t both =
+            0x10001u * (zero << (4 * i) | (0xffffu & ~(15u << (4 * i)) & 0x5a3cu));
+        ASSERT_EQ(FragmentZeroOf(both, i), FragmentZero(zero));
+      }
       for (int place = 0; place < 8; ++place) {
         uint32_t a[4];
         Int4Fragment(code << (4 * place), zeros, a);
