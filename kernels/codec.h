@@ -177,9 +177,25 @@ NIBBLE_HD inline int ReadZero(const WeightView& w, int64_t n, int64_t group) {
   return static_cast<int>(value & ((1u << bits) - 1u)) - (1 << (bits - 1));
 }
 
+// The place of feature k among `count` ascending outlier features, or -1.
+NIBBLE_HD inline int64_t FindOutlier(const int32_t* features, int64_t count, int64_t k) {
+  int64_t first = 0;
+  for (int64_t left = count; left > 0;) {
+    const int64_t half = left / 2;
+    const bool before = features[first + half] < k;
+    first = before ? first + half + 1 : first;
+    left = before ? left - half - 1 : half;
+  }
+  return first < count && features[first] == k ? first : -1;
+}
+
 // The float value of weight (n, k): the specification of every kernel.
 NIBBLE_HD inline float ReadWeight(const WeightView& w, int64_t n, int64_t k) {
   if (!w.scheme->quantized()) return LoadFloat(w.codes, w.scheme->code, n * w.cols + k);
+  if (w.outliers > 0) {
+    const int64_t i = FindOutlier(w.outlier_features, w.outliers, k);
+    if (i >= 0) return BF16ToF32(w.outlier_weights[n * w.outliers + i]);
+  }
   const int64_t group = k / w.scheme->GroupWidth(w.cols);
   return DecodeWeight(*w.scheme, ReadCode(w, n, k), ReadScale(w, n, group), ReadZero(w, n, group));
 }

@@ -4,6 +4,7 @@
 // operation (Backend::Allocate), rows are tokens, matrices are row-major, and nothing is owned.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <string>
@@ -16,10 +17,26 @@ namespace nibble {
 // ---- Activations
 // -------------------------------------------------------------------------------------------------
 
+// Features of an input that are not rounded with the others (Scheme::outliers). The array belongs
+// to the linear that asks for them.
+struct OutlierFeatures {
+  int32_t count = 0;
+  const int32_t* features = nullptr;  // (count) ascending
+
+  friend constexpr bool operator==(const OutlierFeatures&, const OutlierFeatures&) = default;
+};
+// Elements of a row of ActView::outliers: whole steps of the products of matrices, zeros at the
+// end.
+inline constexpr int32_t kOutlierStep = 16;
+constexpr int32_t OutlierStride(int32_t count) {
+  return (count + kOutlierStep - 1) / kOutlierStep * kOutlierStep;
+}
+
 // How a linear wants its input. Float formats have group 0 and no scales.
 struct ActFormat {
   DType dtype = DType::kF32;  // kF32 | kBF16 | kI8 | kF8E4M3
   int64_t group = 0;  // kI8, kF8E4M3: input features per scale; kWholeRow (-1) = one per token
+  OutlierFeatures outliers{};  // kI8 per token: scaled and encoded as if they were 0
 
   friend constexpr bool operator==(const ActFormat&, const ActFormat&) = default;
   constexpr int64_t GroupsPerRow(int64_t cols) const {
@@ -27,15 +44,23 @@ struct ActFormat {
     return group < 0 ? 1 : (cols + group - 1) / group;
   }
 };
+// Whether inputs of the two formats are the same: lists of outliers may be copies of each other.
+inline bool SameInput(const ActFormat& a, const ActFormat& b) {
+  return a.dtype == b.dtype && a.group == b.group &&
+         std::equal(a.outliers.features, a.outliers.features + a.outliers.count,
+                    b.outliers.features, b.outliers.features + b.outliers.count);
+}
 
 // A matrix of activations in one format.
 struct ActView {
   ActFormat format;
-  int64_t cols = 0;         // features
-  void* data = nullptr;     // (rows, cols) of format.dtype
-  float* scales = nullptr;  // (rows, groups) kI8 and kF8E4M3 only: x ~= data * scale
-  int32_t* sums = nullptr;  // (rows, groups) kI8 only: sum of the codes of the group, for
-                            // zero-point corrections
+  int64_t cols = 0;          // features
+  void* data = nullptr;      // (rows, cols) of format.dtype
+  float* scales = nullptr;   // (rows, groups) kI8 and kF8E4M3 only: x ~= data * scale
+  int32_t* sums = nullptr;   // (rows, groups) kI8 only: sum of the codes of the group, for
+                             // zero-point corrections
+  void* outliers = nullptr;  // (rows, OutlierStride) of the backend's activation_type(): values of
+                             // format.outliers, in order
 };
 
 // The linears that read one input may want it in more than one format (mixed schemes); the producer

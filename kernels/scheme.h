@@ -46,6 +46,10 @@ struct Scheme {
   DType scale;    // Type of one scale; kNone = not quantized, kU8 = quantized itself (nested).
   DType zero;     // Type of one zero point; kNone = symmetric (zero point 0).
   Activation activation;
+  // Some input features, the outliers, are not rounded: their weights are bf16, their activations
+  // as they are (LLM.int8(), Dettmers et al. 2022, arXiv 2208.07339). Which they are is stored;
+  // their codes are 0.
+  bool outliers = false;
 
   constexpr bool quantized() const { return scale != DType::kNone; }
   constexpr bool symmetric() const { return zero == DType::kNone; }
@@ -74,7 +78,7 @@ struct Scheme {
 
 // clang-format off
 inline constexpr Scheme kSchemes[] = {
-    // name             code          container            group      scale         zero          activation
+    // name             code          container            group      scale         zero          activation                 outliers
     {"f32",            DType::kF32,  Container::kPlain,  kWholeRow, DType::kNone, DType::kNone, Activation::kFloat},
     {"f16",            DType::kF16,  Container::kPlain,  kWholeRow, DType::kNone, DType::kNone, Activation::kFloat},
     {"bf16",           DType::kBF16, Container::kPlain,  kWholeRow, DType::kNone, DType::kNone, Activation::kFloat},
@@ -99,6 +103,7 @@ inline constexpr Scheme kSchemes[] = {
     {"nf4",            DType::kNF4,  Container::kPacked, 64,        DType::kBF16, DType::kNone, Activation::kFloat},
     {"nf4-dq",         DType::kNF4,  Container::kPacked, 64,        DType::kU8,   DType::kNone, Activation::kFloat},
     {"w8a8",           DType::kI8,   Container::kBytes,  kWholeRow, DType::kBF16, DType::kNone, Activation::kInt8PerToken},
+    {"llm-int8",       DType::kI8,   Container::kBytes,  kWholeRow, DType::kBF16, DType::kNone, Activation::kInt8PerToken, true},
     {"fp8",            DType::kF8E4M3, Container::kBytes, kWholeRow, DType::kBF16, DType::kNone, Activation::kE4M3PerToken},
     {"fp8-w8a16",      DType::kF8E4M3, Container::kBytes, kWholeRow, DType::kBF16, DType::kNone, Activation::kFloat},
 };
@@ -129,9 +134,13 @@ enum class Part : uint8_t {
   kShape,   // rows and cols
   kNested,  // Of nested scales, numbered row by row: the offset of all, then a scale for each
             // kNestedGroup of them (QLoRA, Dettmers et al. 2023, arXiv 2305.14314, section 3).
+  kOutlierFeatures,  // which features are outliers, ascending
+  kOutlierWeights,   // and their columns of the weight
 };
 inline constexpr int kMaxStoredTensors = 5;
 inline constexpr int64_t kNestedGroup = 256;
+// Outlier features of one weight; never more than it has features.
+inline constexpr int64_t kMaxOutlierFeatures = 256;
 
 struct StoredTensor {
   Part part;
@@ -158,8 +167,10 @@ struct StoredTensorList {
   }
 };
 
-// The tensors that hold a [rows, cols] weight in `scheme`. rows, cols >= 1 and rows * cols < 2^62.
-constexpr StoredTensorList StoredTensors(const Scheme& scheme, int64_t rows, int64_t cols) {
+// The tensors that hold a [rows, cols] weight in `scheme`. rows, cols >= 1 and rows * cols < 2^62;
+// `outliers`, 0 where the scheme has none, in 0..min(cols, kMaxOutlierFeatures).
+constexpr StoredTensorList StoredTensors(const Scheme& scheme, int64_t rows, int64_t cols,
+                                         int64_t outliers) {
   StoredTensorList list;
   auto add = [&list](Part part, std::string_view suffix, DType dtype, int rank, int64_t n,
                      int64_t k) {
@@ -192,6 +203,10 @@ constexpr StoredTensorList StoredTensors(const Scheme& scheme, int64_t rows, int
     add(Part::kNested, ".weight_scale_nested", DType::kF32, 1,
         1 + (scales + kNestedGroup - 1) / kNestedGroup, 1);
   }
+  if (scheme.outliers) {
+    add(Part::kOutlierFeatures, ".outlier_features", DType::kI32, 1, outliers, 1);
+    add(Part::kOutlierWeights, ".weight_outliers", DType::kBF16, 2, rows, outliers);
+  }
   return list;
 }
 
@@ -200,20 +215,35 @@ constexpr StoredTensorList StoredTensors(const Scheme& scheme, int64_t rows, int
 // (Backend::Prepare copies).
 struct WeightView {
   const Scheme* scheme = nullptr;
-  int64_t rows = 0;               // output features
-  int64_t cols = 0;               // input features
-  const void* codes = nullptr;    // Part::kCodes
-  const void* scales = nullptr;   // Part::kScales, nullptr if not quantized
-  const void* zeros = nullptr;    // Part::kZeros, nullptr if symmetric
-  const float* nested = nullptr;  // Part::kNested, nullptr unless scales are nested
+  int64_t rows = 0;                           // output features
+  int64_t cols = 0;                           // input features
+  const void* codes = nullptr;                // Part::kCodes
+  const void* scales = nullptr;               // Part::kScales, nullptr if not quantized
+  const void* zeros = nullptr;                // Part::kZeros, nullptr if symmetric
+  const float* nested = nullptr;              // Part::kNested, nullptr unless scales are nested
+  int64_t outliers = 0;                       // outlier features, 0 in schemes without
+  const uint16_t* outlier_weights = nullptr;  // Part::kOutlierWeights
+  const int32_t* outlier_features = nullptr;  // Part::kOutlierFeatures
 
   // The member of `part`, by name; Part::kShape has none.
   const void* Get(Part part) const {
-    return part == Part::kCodes    ? codes
-           : part == Part::kScales ? scales
-           : part == Part::kZeros  ? zeros
-           : part == Part::kNested ? nested
-                                   : nullptr;
+    switch (part) {
+      case Part::kCodes:
+        return codes;
+      case Part::kScales:
+        return scales;
+      case Part::kZeros:
+        return zeros;
+      case Part::kNested:
+        return nested;
+      case Part::kOutlierWeights:
+        return outlier_weights;
+      case Part::kOutlierFeatures:
+        return outlier_features;
+      case Part::kShape:
+        break;
+    }
+    return nullptr;
   }
   void Set(Part part, const void* data) {
     switch (part) {
@@ -229,11 +259,21 @@ struct WeightView {
       case Part::kNested:
         nested = static_cast<const float*>(data);
         return;
+      case Part::kOutlierWeights:
+        outlier_weights = static_cast<const uint16_t*>(data);
+        return;
+      case Part::kOutlierFeatures:
+        outlier_features = static_cast<const int32_t*>(data);
+        return;
       case Part::kShape:
         return;
     }
   }
 };
+
+constexpr StoredTensorList StoredTensors(const WeightView& view) {
+  return StoredTensors(*view.scheme, view.rows, view.cols, view.outliers);
+}
 
 namespace scheme_internal {
 constexpr bool NamesAreUnique() {
@@ -246,12 +286,13 @@ constexpr bool NamesAreUnique() {
 }
 }  // namespace scheme_internal
 static_assert(scheme_internal::NamesAreUnique());
-static_assert(StoredTensors(*FindScheme("int4-g128"), 4096, 4096).items[0].shape[1] == 512);
-static_assert(StoredTensors(*FindScheme("int4-g128"), 4096, 4096).items[1].shape[1] == 32);
-static_assert(StoredTensors(*FindScheme("int4-g32-asym"), 20, 64).items[2].shape[0] == 3);
-static_assert(StoredTensors(*FindScheme("int3-g64-asym"), 21, 65).items[0].shape[1] == 7);
-static_assert(StoredTensors(*FindScheme("int3-g64-asym"), 21, 65).items[2].shape[0] == 2);
-static_assert(StoredTensors(*FindScheme("nf4-dq"), 257, 65).items[3].elements() == 1 + 3);
-static_assert(StoredTensors(*FindScheme("bf16"), 3, 5).bytes() == 30);
+static_assert(StoredTensors(*FindScheme("int4-g128"), 4096, 4096, 0).items[0].shape[1] == 512);
+static_assert(StoredTensors(*FindScheme("int4-g128"), 4096, 4096, 0).items[1].shape[1] == 32);
+static_assert(StoredTensors(*FindScheme("int4-g32-asym"), 20, 64, 0).items[2].shape[0] == 3);
+static_assert(StoredTensors(*FindScheme("int3-g64-asym"), 21, 65, 0).items[0].shape[1] == 7);
+static_assert(StoredTensors(*FindScheme("int3-g64-asym"), 21, 65, 0).items[2].shape[0] == 2);
+static_assert(StoredTensors(*FindScheme("nf4-dq"), 257, 65, 0).items[3].elements() == 1 + 3);
+static_assert(StoredTensors(*FindScheme("bf16"), 3, 5, 0).bytes() == 30);
+static_assert(StoredTensors(*FindScheme("llm-int8"), 3, 5, 2).bytes() == 15 + 6 + 12 + 8);
 
 }  // namespace nibble

@@ -75,17 +75,24 @@ def dequantize(tensors, module, arguments):
     group = cols if group < 0 else group
     columns = np.arange(cols) // group
     values = values if isinstance(zero, int) else values - zero[:, columns]
-    return (values.astype(np.float32) * scale[:, columns]).astype(np.float32)
+    weight = (values.astype(np.float32) * scale[:, columns]).astype(np.float32)
+    if module + ".outlier_features" in tensors:
+        weight[:, tensors[module + ".outlier_features"].numpy()] = tensors[module + ".weight_outliers"].float().numpy()
+    return weight
 
 
-def quantize_tokens(x, kind):
-    """One scale per token, as W8A8 asks of its inputs: symmetric int8, or e4m3."""
+def quantize_tokens(x, kind, outliers):
+    """One scale per token, as W8A8 asks of its inputs: symmetric int8, or e4m3; outliers stay as they are."""
     largest = 127.0 if kind == "int" else 448.0
+    whole, x = x, x.clone()
+    x[..., outliers] = 0
     absmax = x.abs().amax(dim=-1, keepdim=True)
     inverse = torch.where(absmax > 0, largest / absmax, torch.zeros_like(absmax))
     codes = torch.clamp(x * inverse, -largest, largest)
     codes = torch.round(codes) if kind == "int" else codes.to(torch.float8_e4m3fn).float()
-    return codes * (absmax / largest)
+    rounded = codes * (absmax / largest)
+    rounded[..., outliers] = whole[..., outliers]
+    return rounded
 
 
 def load(directory):
@@ -107,14 +114,16 @@ def load(directory):
             if any(t == name or t == kind or (t.startswith("re:") and re.match(t[3:], name)) for t in group["targets"]):
                 state[name + ".weight"] = torch.from_numpy(dequantize(tensors, name, group["weights"]))
                 if group.get("input_activations"):
-                    activations[name] = group["input_activations"]["type"]
+                    none = torch.empty(0, dtype=torch.int32)
+                    activations[name] = (group["input_activations"]["type"],
+                                         tensors.get(name + ".outlier_features", none).long())
     if "lm_head.weight" not in state:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     model.load_state_dict(state)
     for name, module in model.named_modules():
         if name in activations:
             module.register_forward_pre_hook(
-                lambda _, inputs, kind=activations[name]: (quantize_tokens(inputs[0], kind),) + inputs[1:])
+                lambda _, inputs, own=activations[name]: (quantize_tokens(inputs[0], *own),) + inputs[1:])
     return model
 
 

@@ -65,7 +65,8 @@ struct ArtifactWriter::Shard {
 
 std::vector<SafetensorsEntry> WeightEntries(const ModuleWeight& module) {
   std::vector<SafetensorsEntry> entries;
-  for (const StoredTensor& part : StoredTensors(*module.scheme, module.rows, module.cols)) {
+  for (const StoredTensor& part :
+       StoredTensors(*module.scheme, module.rows, module.cols, module.outliers)) {
     SafetensorsEntry entry;
     entry.name = Cat(module.name, part.suffix);
     entry.dtype = part.dtype;
@@ -169,9 +170,10 @@ absl::StatusOr<ArtifactSummary> ArtifactWriter::Finish() {
   std::vector<ModuleInfo> modules;
   for (const ModuleWeight& module : spec_.modules) {
     manifest_.schemes[module.name] = std::string(module.scheme->name);
-    modules.push_back({module.name, std::string(module.scheme->name), module.rows, module.cols,
-                       StoredTensors(*module.scheme, module.rows, module.cols).bytes(),
-                       module.scheme->quantized()});
+    modules.push_back(
+        {module.name, std::string(module.scheme->name), module.rows, module.cols,
+         StoredTensors(*module.scheme, module.rows, module.cols, module.outliers).bytes(),
+         module.scheme->quantized()});
   }
   ArtifactSummary summary;
   summary.bits = CountBits(modules);

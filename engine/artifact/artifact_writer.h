@@ -27,6 +27,7 @@ struct ModuleWeight {
   const Scheme* scheme = nullptr;
   int64_t rows = 0;
   int64_t cols = 0;
+  int64_t outliers = 0;  // outlier features, in schemes that have them
 };
 
 // The tensors of a module in the order of StoredTensors(), for a writer's tensor list.

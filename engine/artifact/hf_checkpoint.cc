@@ -124,8 +124,7 @@ class HfCheckpoint final : public Checkpoint {
     list.reserve(modules_.size());
     for (const auto& [name, view] : modules_) {
       list.push_back({name, std::string(view.scheme->name), view.rows, view.cols,
-                      StoredTensors(*view.scheme, view.rows, view.cols).bytes(),
-                      view.scheme->quantized()});
+                      StoredTensors(view).bytes(), view.scheme->quantized()});
     }
     return list;
   }
@@ -241,7 +240,11 @@ class HfCheckpoint final : public Checkpoint {
                                             view.rows, ", ", view.cols,
                                             "], extents must be in 1..2^31"));
     }
-    for (const StoredTensor& part : StoredTensors(*view.scheme, view.rows, view.cols)) {
+    if (view.scheme->outliers) {
+      absl::Status status = ReadOutliers(module, view);
+      if (!status.ok()) return status;
+    }
+    for (const StoredTensor& part : StoredTensors(view)) {
       const std::string name = Cat(module, part.suffix);
       const auto found = tensors_.find(name);
       if (found == tensors_.end()) {
@@ -260,6 +263,27 @@ class HfCheckpoint final : public Checkpoint {
       view.Set(part.part, found->second.aligned);
     }
     return view;
+  }
+
+  // Sets the number of outlier features, after all were found where they can be.
+  absl::Status ReadOutliers(const std::string& module, WeightView& view) const {
+    const std::string name = Cat(module, ".outlier_features");
+    const auto found = tensors_.find(name);
+    const int64_t most = std::min(view.cols, kMaxOutlierFeatures);
+    if (found == tensors_.end() || found->second.entry->dtype != DType::kI32 ||
+        found->second.entry->shape.size() != 1 || found->second.entry->shape[0] > most) {
+      return absl::InvalidArgumentError(
+          Cat(path_, ": tensor ", name, " is missing or not I32 [n] with n in 0..", most));
+    }
+    view.outliers = found->second.entry->shape[0];
+    const auto* features = static_cast<const int32_t*>(found->second.aligned);
+    for (int64_t i = 0; i < view.outliers; ++i) {
+      const int64_t least = i == 0 ? 0 : int64_t{features[i - 1]} + 1;
+      if (features[i] >= least && features[i] < view.cols) continue;
+      return absl::InvalidArgumentError(Cat(path_, ": tensor ", name, "[", i, "] is ", features[i],
+                                            ", features must ascend and be in 0..", view.cols - 1));
+    }
+    return absl::OkStatus();
   }
 
   absl::Status ReadShape(const std::string& module, WeightView& view) const {

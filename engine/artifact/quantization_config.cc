@@ -36,6 +36,7 @@ constexpr std::string_view FormatOf(const Scheme& scheme) {
     case DType::kF8E4M3:
       return scheme.activation == Activation::kFloat ? "naive-quantized" : "float-quantized";
     default:
+      if (scheme.outliers) return "llm-int8-quantized";  // Neither.
       return scheme.container == Container::kPacked ? "pack-quantized" : "int-quantized";
   }
 }

@@ -34,6 +34,8 @@ std::string BlockModule(int layer, std::string_view relative);
 class BlockObserver {
  public:
   virtual ~BlockObserver() = default;
+  // Whether it wants the group's input.
+  virtual bool Wants(InputGroup group) const = 0;
   virtual void OnInput(InputGroup group, const float* x, int64_t rows, int64_t cols) = 0;
   // True after the last input that it wants: the block stops there and its output is undefined.
   virtual bool Done() const { return false; }

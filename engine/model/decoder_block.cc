@@ -114,7 +114,7 @@ GroupInput MakeInput(const Workspace::Impl& work, const PreparedLinear& linear, 
   size_t plain = 0;
   while (plain < count && formats[plain].dtype != DType::kF32) ++plain;
   if (observe && plain == count) {
-    // Whoever observes prepared the block so that there is room.
+    // Whoever observes an input has the linears that read it in one format.
     NIBBLE_CHECK(count < formats.size());
     formats[count++] = ActFormat{DType::kF32, 0};
   }
@@ -137,7 +137,9 @@ void DecoderBlock::Forward(const BatchView& batch, const KvPool& kv, int kv_laye
   Backend& backend = *block.backend;
   const int64_t rows = batch.rows;
   const int64_t q_cols = int64_t{config.heads} * config.head_dim;
-  const bool observe = observer != nullptr;
+  const auto observe = [observer](InputGroup group) {
+    return observer != nullptr && observer->Wants(group);
+  };
   NIBBLE_CHECK(rows <= workspace.max_rows());
 
   auto norm = [&](const Buffer& weight, Floats delta, const ActSet& out) {
@@ -153,12 +155,14 @@ void DecoderBlock::Forward(const BatchView& batch, const KvPool& kv, int kv_laye
   };
   // True where the observer has seen enough.
   auto tell = [&](InputGroup group, const GroupInput& input, int64_t cols) {
-    if (observe) observer->OnInput(group, input.observed, rows, cols);
-    return observe && observer->Done();
+    if (!observe(group)) return false;
+    observer->OnInput(group, input.observed, rows, cols);
+    return observer->Done();
   };
 
   // Attention: norm, q/k/v, rotate and append, attend, o.
-  const GroupInput attention_in = MakeInput(work, *block.qkv, config.hidden, observe);
+  const GroupInput attention_in =
+      MakeInput(work, *block.qkv, config.hidden, observe(InputGroup::kQkv));
   norm(*block.input_norm, has_delta ? workspace.delta() : Floats{}, attention_in.produced);
   if (tell(InputGroup::kQkv, attention_in, config.hidden)) return;
   const Floats q = work.Plain(work.q), k = work.Plain(work.k), v = work.Plain(work.v);
@@ -178,7 +182,7 @@ void DecoderBlock::Forward(const BatchView& batch, const KvPool& kv, int kv_laye
                       .norm_eps = config.norm_eps,
                       .kv = &kv,
                       .layer = kv_layer});
-  const GroupInput o_in = MakeInput(work, *block.o, q_cols, observe);
+  const GroupInput o_in = MakeInput(work, *block.o, q_cols, observe(InputGroup::kO));
   backend.Attention({.batch = &batch,
                      .q = q,
                      .heads = config.heads,
@@ -193,13 +197,15 @@ void DecoderBlock::Forward(const BatchView& batch, const KvPool& kv, int kv_laye
       {.linear = block.o.get(), .in = o_in.consumed, .rows = rows, .out = {workspace.delta()}});
 
   // Feed-forward: residual add and norm, gate and up, gated activation, down.
-  const GroupInput mlp_in = MakeInput(work, *block.gate_up, config.hidden, observe);
+  const GroupInput mlp_in =
+      MakeInput(work, *block.gate_up, config.hidden, observe(InputGroup::kGateUp));
   norm(*block.post_norm, workspace.delta(), mlp_in.produced);
   if (tell(InputGroup::kGateUp, mlp_in, config.hidden)) return;
   const Floats gate = work.Plain(work.gate), up = work.Plain(work.up);
   backend.Linear(
       {.linear = block.gate_up.get(), .in = mlp_in.consumed, .rows = rows, .out = {gate, up}});
-  const GroupInput down_in = MakeInput(work, *block.down, config.intermediate, observe);
+  const GroupInput down_in =
+      MakeInput(work, *block.down, config.intermediate, observe(InputGroup::kDown));
   backend.GatedActivation({.gate = gate,
                            .up = up,
                            .rows = rows,

@@ -53,6 +53,7 @@ absl::StatusOr<std::unique_ptr<Workspace>> Workspace::Make(Backend& backend,
     needs.push_back({&slot.data, act_rows, widest, 4});
     needs.push_back({&slot.scales, act_rows, groups, 4});
     needs.push_back({&slot.sums, act_rows, groups, 4});
+    needs.push_back({&slot.outliers, act_rows, OutlierStride(kMaxOutlierFeatures), plain});
   }
   for (const Need& need : needs) {
     auto buffer = backend.Allocate(static_cast<size_t>(need.rows * need.cols * need.bytes));
@@ -68,8 +69,12 @@ ActSet Workspace::Impl::Acts(std::span<const ActFormat> formats, int64_t cols) c
   for (const ActFormat& format : formats) {
     NIBBLE_CHECK(format.dtype != DType::kI8 || format.group < 0 || format.group >= kNarrowestGroup);
     const ActSlot& slot = acts[static_cast<size_t>(set.count)];
-    set.views[static_cast<size_t>(set.count++)] = ActView{
-        format, cols, slot.data->data(), slot.scales->as<float>(), slot.sums->as<int32_t>()};
+    set.views[static_cast<size_t>(set.count++)] = ActView{format,
+                                                          cols,
+                                                          slot.data->data(),
+                                                          slot.scales->as<float>(),
+                                                          slot.sums->as<int32_t>(),
+                                                          slot.outliers->data()};
   }
   return set;
 }

@@ -14,9 +14,10 @@ namespace nibble {
 struct Workspace::Impl {
   // Room for one input of a linear group in one format.
   struct ActSlot {
-    std::unique_ptr<Buffer> data;    // (max_rows, max_cols) of up to 4 bytes
-    std::unique_ptr<Buffer> scales;  // (max_rows, max_groups) f32
-    std::unique_ptr<Buffer> sums;    // (max_rows, max_groups) i32
+    std::unique_ptr<Buffer> data;      // (max_rows, max_cols) of up to 4 bytes
+    std::unique_ptr<Buffer> scales;    // (max_rows, max_groups) f32
+    std::unique_ptr<Buffer> sums;      // (max_rows, max_groups) i32
+    std::unique_ptr<Buffer> outliers;  // (max_rows, OutlierStride of the most)
   };
 
   Backend* backend = nullptr;

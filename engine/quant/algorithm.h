@@ -48,6 +48,8 @@ struct RoundingProblem {
   const GptqOptions* gptq;    // never nullptr
   int threads = 1;
   WeightRounding* device = nullptr;  // does the heavy parts, to the same bits; nullptr: threads do
+  // Schemes with outliers: these features, ascending; nullptr: none.
+  const std::vector<int32_t>* outliers = nullptr;
 };
 
 // rtn.cc: nearest codes under the widest scales.
@@ -110,6 +112,15 @@ inline constexpr TransformEntry kTransforms[] = {
 // The rows of the tables; every enumerator has one.
 const RounderEntry& Find(Rounder rounder);
 const TransformEntry& Find(Transform transform);
+
+// ---- Outliers ----------------------------------------------------------------------------------
+
+// outliers.cc. The features, ascending, with max_abs >= threshold: at most one in 16 and
+// kMaxOutlierFeatures, the largest ones.
+std::vector<int32_t> FindOutliers(const std::vector<float>& max_abs, double threshold);
+// outliers.cc. By `rounder`, as if the problem's outliers were always 0; their weights in bf16.
+absl::StatusOr<QuantizedWeight> RoundBesideOutliers(const RounderEntry& rounder,
+                                                    const RoundingProblem& problem);
 
 // ---- Parts of several algorithms ---------------------------------------------------------------
 

@@ -23,13 +23,23 @@ Platform PlatformOf(const std::string& tier) {
 }
 
 void AddSize(const ModuleWeight& module, Report& report) {
-  const int64_t bytes = StoredTensors(*module.scheme, module.rows, module.cols).bytes();
+  const int64_t bytes =
+      StoredTensors(*module.scheme, module.rows, module.cols, module.outliers).bytes();
   const int64_t weights = module.rows * module.cols;
   report.total_bytes += bytes;
   report.total_weights += weights;
   if (!module.scheme->quantized()) return;
   report.quantized_bytes += bytes;
   report.quantized_weights += weights;
+}
+
+// Outlier features of a module of a finished block.
+int64_t OutliersOf(const SafetensorsHeader& block, const std::string& module) {
+  const std::string name = Cat(module, ".outlier_features");
+  for (const SafetensorsEntry& tensor : block.tensors) {
+    if (tensor.name == name) return tensor.shape[0];
+  }
+  return 0;
 }
 
 // Embedding, blocks in order, final norm, head: the order of the forward pass.
@@ -62,8 +72,8 @@ absl::StatusOr<ArtifactSpec> Plan(const AssemblyInputs& inputs, Report& report) 
     };
     for (const auto& [name, shape] : shapes) {
       const std::string module = BlockModule(layer, name);
-      spec.modules.push_back(
-          {module, FindScheme(SchemeFor(inputs.spec->recipe, module)), shape.first, shape.second});
+      spec.modules.push_back({module, FindScheme(SchemeFor(inputs.spec->recipe, module)),
+                              shape.first, shape.second, OutliersOf(block->header, module)});
     }
     report.modules.insert(report.modules.end(), block->errors.begin(), block->errors.end());
     if (report.calibration_tokens > 0) report.drift.push_back(block->drift);

@@ -29,7 +29,7 @@ std::string Numbered(std::string_view prefix, std::string_view kind, int32_t num
 Json ErrorsToJson(const std::vector<ModuleError>& errors) {
   Json list = Json::array();
   for (const ModuleError& e : errors) {
-    list.push_back({e.module, e.scheme, e.relative_error, e.of_output});
+    list.push_back({e.module, e.scheme, e.relative_error, e.of_output, e.outliers});
   }
   return list;
 }
@@ -38,12 +38,12 @@ std::vector<ModuleError> ErrorsFromJson(const Json& list) {
   std::vector<ModuleError> errors;
   if (!list.is_array()) return errors;
   for (const Json& e : list) {
-    if (!e.is_array() || e.size() != 4 || !e[0].is_string() || !e[1].is_string() ||
-        !e[2].is_number() || !e[3].is_boolean()) {
+    if (!e.is_array() || e.size() != 5 || !e[0].is_string() || !e[1].is_string() ||
+        !e[2].is_number() || !e[3].is_boolean() || !e[4].is_number_integer()) {
       continue;
     }
-    errors.push_back(
-        {e[0].get<std::string>(), e[1].get<std::string>(), e[2].get<double>(), e[3].get<bool>()});
+    errors.push_back({e[0].get<std::string>(), e[1].get<std::string>(), e[2].get<double>(),
+                      e[3].get<bool>(), e[4].get<int64_t>()});
   }
   return errors;
 }

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <memory>
 #include <optional>
-#include <set>
+#include <span>
 #include <utility>
 
 #include "engine/base/cat.h"
@@ -104,9 +104,10 @@ absl::StatusOr<RoundedModule> RoundModule(const std::string& module, Rounder rou
                                           const RoundingProblem& problem) {
   const Matrix& weight = *problem.weight;
   absl::StatusOr<QuantizedWeight> rounded =
-      problem.scheme->quantized()
-          ? Find(rounder).round(problem)
-          : absl::StatusOr<QuantizedWeight>(QuantizedWeight::FromFloat(*problem.scheme, weight));
+      !problem.scheme->quantized()
+          ? absl::StatusOr<QuantizedWeight>(QuantizedWeight::FromFloat(*problem.scheme, weight))
+      : problem.outliers != nullptr ? RoundBesideOutliers(Find(rounder), problem)
+                                    : Find(rounder).round(problem);
   if (!rounded.ok()) {
     return Within(module, rounded.status());
   }
@@ -123,6 +124,7 @@ absl::StatusOr<RoundedModule> RoundModule(const std::string& module, Rounder rou
   if (!whole.ok()) return Within(module, whole.status());
   result.error.relative_error = *whole > 0 ? std::max(0.0, *error) / *whole : 0.0;
   result.error.of_output = of_output;
+  result.error.outliers = result.weight.view().outliers;
   return result;
 }
 
@@ -165,19 +167,9 @@ absl::StatusOr<BlockQuantizer::Block> BlockQuantizer::Load(int layer) const {
 
 absl::StatusOr<std::map<InputGroup, InputStatistics>> BlockQuantizer::Observe(
     const Block& block, const StatisticsCollector::Wanted& wanted, ActivationStore& stream) {
-  // The observer's f32 needs room in kMaxActFormats: where linears that read one input want it as
-  // floats, int8 and e4m3, the floats have to be f32.
-  Mode mode = CalibrationMode(*context_.backend);
-  for (const InputGroup group : kInputGroups) {
-    std::set<Activation> inputs;
-    for (const std::string& name : GroupModules(group)) {
-      inputs.insert(block.schemes.at(name)->activation);
-    }
-    if (inputs.size() == kMaxActFormats) mode = Mode::kExact;
-  }
   const OverlaySource source = block.Source(*context_.source);
-  absl::StatusOr<std::unique_ptr<DecoderBlock>> prepared =
-      DecoderBlock::Prepare(*context_.backend, *context_.config, block.layer, source, mode);
+  absl::StatusOr<std::unique_ptr<DecoderBlock>> prepared = DecoderBlock::Prepare(
+      *context_.backend, *context_.config, block.layer, source, CalibrationMode(*context_.backend));
   if (!prepared.ok()) return prepared.status();
   StatisticsCollector collector(*context_.backend, wanted, context_.calibration->rows());
   absl::Status status =
@@ -216,15 +208,14 @@ absl::Status BlockQuantizer::ApplyTransforms(Block& block, ActivationStore& stre
                                &recipe.smoothquant,
                                context_.threads,
                                context_.backend->weight_rounding()};
-      bool quantized = false;
       bool rounded_inputs = false;
       for (const std::string& name : GroupModules(group)) {
         problem.weights.push_back(&block.floats.at(name));
         problem.schemes.push_back(block.schemes.at(name));
-        quantized = quantized || problem.schemes.back()->quantized();
         rounded_inputs = rounded_inputs || problem.schemes.back()->activation != Activation::kFloat;
       }
-      if (!quantized || (transform == Transform::kSmoothQuant && !rounded_inputs)) continue;
+      if (!IsQuantized(block, group) || (transform == Transform::kSmoothQuant && !rounded_inputs))
+        continue;
       const std::optional<FoldTarget> target = FindFoldTarget(*context_.config, group);
       if (!target.has_value() || (entry.norms_only && !target->norm)) {
         if (block.layer == 0) {
@@ -250,7 +241,8 @@ absl::Status BlockQuantizer::ApplyTransforms(Block& block, ActivationStore& stre
   for (const InputGroup group : kInputGroups) {
     for (const std::string& name : GroupModules(group)) {
       const Scheme& scheme = *block.schemes.at(name);
-      if (!clip || !scheme.quantized() || !ClipsOutput(name)) continue;
+      // The scales of rows with outliers are chosen without those.
+      if (!clip || !scheme.quantized() || scheme.outliers || !ClipsOutput(name)) continue;
       absl::StatusOr<GroupScales> scales =
           OutputClipScales({&block.floats.at(name), &scheme, &observed->at(group).hessian, nullptr,
                             &recipe.gptq, context_.threads, context_.backend->weight_rounding()});
@@ -265,16 +257,20 @@ absl::Status BlockQuantizer::ApplyTransforms(Block& block, ActivationStore& stre
 absl::Status BlockQuantizer::RoundGroup(Block& block, InputGroup group,
                                         const InputStatistics* input) {
   const Recipe& recipe = *context_.recipe;
+  std::vector<int32_t> outliers;
+  if (HasOutliers(block, group)) outliers = FindOutliers(input->max_abs, recipe.llm_int8.threshold);
+  const bool has_hessian = input != nullptr && !input->hessian.values.empty();
   for (const std::string& name : GroupModules(group)) {
     if (absl::Status status = context_.keep_going(); !status.ok()) return status;
     const auto scales = block.scales.find(name);
     const RoundingProblem problem{&block.floats.at(name),
                                   block.schemes.at(name),
-                                  input == nullptr ? nullptr : &input->hessian,
+                                  has_hessian ? &input->hessian : nullptr,
                                   scales == block.scales.end() ? nullptr : &scales->second,
                                   &recipe.gptq,
                                   context_.threads,
-                                  context_.backend->weight_rounding()};
+                                  context_.backend->weight_rounding(),
+                                  block.schemes.at(name)->outliers ? &outliers : nullptr};
     const std::string module = BlockModule(block.layer, name);
     absl::StatusOr<RoundedModule> rounded = RoundModule(module, recipe.rounder, problem);
     if (!rounded.ok()) return rounded.status();
@@ -284,6 +280,20 @@ absl::Status BlockQuantizer::RoundGroup(Block& block, InputGroup group,
     block.floats.erase(name);
   }
   return absl::OkStatus();
+}
+
+bool BlockQuantizer::IsQuantized(const Block& block, InputGroup group) {
+  const std::vector<std::string>& names = GroupModules(group);
+  return std::any_of(names.begin(), names.end(), [&block](const std::string& name) {
+    return block.schemes.at(name)->quantized();
+  });
+}
+
+bool BlockQuantizer::HasOutliers(const Block& block, InputGroup group) {
+  const std::vector<std::string>& names = GroupModules(group);
+  return std::any_of(names.begin(), names.end(), [&block](const std::string& name) {
+    return block.schemes.at(name)->outliers;
+  });
 }
 
 absl::StatusOr<QuantizedBlock> BlockQuantizer::Quantize(int layer, ActivationStore* stream) {
@@ -296,19 +306,31 @@ absl::StatusOr<QuantizedBlock> BlockQuantizer::Quantize(int layer, ActivationSto
   }
   const bool needs_hessian = Find(recipe.rounder).needs == Needs::kHessian;
   std::map<InputGroup, InputStatistics> observed = std::move(block.observed);
-  for (const InputGroup group : kInputGroups) {
-    bool quantized = false;
-    for (const std::string& name : GroupModules(group)) {
-      quantized = quantized || block.schemes.at(name)->quantized();
+  const auto observe = [&](std::span<const InputGroup> groups) {
+    StatisticsCollector::Wanted wanted{};
+    bool any = false;
+    for (const InputGroup group : groups) {
+      StatisticsWanted& own = wanted[static_cast<size_t>(group)];
+      own.hessian = needs_hessian && IsQuantized(block, group);
+      own.activations = HasOutliers(block, group);
+      any = any || own.any();
     }
-    if (needs_hessian && quantized && (recipe.true_sequential || group == InputGroup::kQkv)) {
-      StatisticsCollector::Wanted wanted{};
-      for (const InputGroup other : kInputGroups) {
-        wanted[static_cast<size_t>(other)].hessian = !recipe.true_sequential || other == group;
-      }
-      auto now = Observe(block, wanted, *stream);
-      if (!now.ok()) return now.status();
-      for (auto& [key, value] : *now) observed[key] = std::move(value);
+    if (!any) return absl::OkStatus();
+    auto now = Observe(block, wanted, *stream);
+    if (!now.ok()) return now.status();
+    for (auto& [group, statistics] : *now) {
+      InputStatistics& known = observed[group];
+      if (statistics.hessian.values.empty()) statistics.hessian = std::move(known.hessian);
+      known = std::move(statistics);
+    }
+    return absl::OkStatus();
+  };
+  if (!recipe.true_sequential) {
+    if (absl::Status status = observe(kInputGroups); !status.ok()) return status;
+  }
+  for (const InputGroup group : kInputGroups) {
+    if (recipe.true_sequential) {
+      if (absl::Status status = observe({&group, 1}); !status.ok()) return status;
     }
     const auto input = observed.find(group);
     absl::Status status =

@@ -36,6 +36,7 @@ struct ModuleError {
   std::string scheme;
   double relative_error = 0;
   bool of_output = false;
+  int64_t outliers = 0;  // input features that were not rounded
 };
 
 struct QuantizedBlock {
@@ -91,6 +92,9 @@ class BlockQuantizer {
       const Block& block, const StatisticsCollector::Wanted& wanted, ActivationStore& stream);
   absl::Status ApplyTransforms(Block& block, ActivationStore& stream);
   absl::Status RoundGroup(Block& block, InputGroup group, const InputStatistics* input);
+  // Whether a linear of the group is quantized, or has outliers.
+  static bool IsQuantized(const Block& block, InputGroup group);
+  static bool HasOutliers(const Block& block, InputGroup group);
 
   const Context context_;
   std::map<std::string, DType> vector_types_;  // as the source stores them

@@ -79,6 +79,11 @@ absl::Status CheckModules(const Recipe& recipe, const DecoderConfig& config,
                                             "', which quantizes activations; an embedding has "
                                             "none: choose a weight-only scheme"));
     }
+    if (name == kHead && scheme.outliers) {
+      return absl::InvalidArgumentError(
+          Cat("an override gives ", name, " the scheme '", scheme.name,
+              "', whose outliers are calibrated; the head is not: choose another scheme"));
+    }
     if (scheme.group == kWholeRow || view->cols % scheme.group == 0) continue;
     Misfits& entry = misfits[scheme.name];
     if (entry.count++ == 0) {
@@ -138,9 +143,10 @@ absl::StatusOr<RoundedModule> RoundPart(const PartsProblem& problem, const char*
 
 absl::StatusOr<StoredPart> Store(const RoundedModule& part, FileSystem& fs, std::string path) {
   const QuantizedWeight& weight = part.weight;
-  StoredPart stored{{part.error.module, &weight.scheme(), weight.rows(), weight.cols()},
-                    part.error,
-                    std::move(path)};
+  StoredPart stored;
+  stored.module = {part.error.module, &weight.scheme(), weight.rows(), weight.cols(), 0};
+  stored.error = part.error;
+  stored.path = std::move(path);
   const std::vector<SafetensorsEntry> entries = WeightEntries(stored.module);
   absl::StatusOr<std::unique_ptr<SafetensorsWriter>> writer =
       SafetensorsWriter::Create(fs, stored.path, entries);

@@ -84,8 +84,9 @@ absl::Status ValidateSpec(const PipelineSpec& spec) {
         "gate: needs evaluation text to be decided on; eval_path is empty");
   }
   if (spec.recipe.needs_calibration() && spec.calibration_path.empty()) {
-    return absl::InvalidArgumentError(
-        Cat("recipe '", spec.recipe.name, "' needs a calibration set; calibration_path is empty"));
+    return absl::InvalidArgumentError(Cat("recipe '", spec.recipe.name, "' with scheme '",
+                                          spec.recipe.scheme,
+                                          "' needs a calibration set; calibration_path is empty"));
   }
   return absl::OkStatus();
 }
@@ -392,7 +393,8 @@ absl::Status Attempt::QuantizeBlocks() {
     const double done = (layer + modules / 8.0) / config_.layers;
     Progress("quantize", kDigestShare + kQuantizeShare * done,
              Cat("block ", layer + 1, "/", config_.layers, ": ",
-                 error.module.substr(BlockModule(layer, "").size()), " error ", figure));
+                 error.module.substr(BlockModule(layer, "").size()), " error ", figure,
+                 error.outliers > 0 ? Cat(", ", error.outliers, " outliers") : ""));
   };
   BlockQuantizer quantizer(context);
   for (; layer < config_.layers; ++layer) {

@@ -46,7 +46,7 @@ void StoreNested(std::vector<float>& scales, uint8_t* codes, float* nested) {
 }  // namespace
 
 QuantizedWeight::QuantizedWeight(const Scheme& scheme, int64_t rows, int64_t cols)
-    : scheme_(&scheme), rows_(rows), cols_(cols), tensors_(StoredTensors(scheme, rows, cols)) {
+    : scheme_(&scheme), rows_(rows), cols_(cols), tensors_(StoredTensors(scheme, rows, cols, 0)) {
   for (int i = 0; i < tensors_.count; ++i) {
     const StoredTensor& tensor = tensors_.items[static_cast<size_t>(i)];
     std::vector<uint8_t>& bytes = bytes_[static_cast<size_t>(i)];
@@ -72,6 +72,7 @@ WeightView QuantizedWeight::view() const {
   view.scheme = scheme_;
   view.rows = rows_;
   view.cols = cols_;
+  view.outliers = outliers_;
   for (int i = 0; i < tensors_.count; ++i) {
     view.Set(tensors_.items[static_cast<size_t>(i)].part, bytes_[static_cast<size_t>(i)].data());
   }
@@ -133,10 +134,26 @@ void QuantizedWeight::SetRow(int64_t n, const int8_t* codes) {
   }
 }
 
+void QuantizedWeight::SetOutliers(const std::vector<int32_t>& features, const Matrix& weight) {
+  NIBBLE_CHECK(scheme_->outliers && outliers_ == 0 && weight.rows == rows_ &&
+               weight.cols == cols_ && features.size() <= kMaxOutlierFeatures);
+  outliers_ = static_cast<int64_t>(features.size());
+  tensors_ = StoredTensors(*scheme_, rows_, cols_, outliers_);
+  for (int i = 0; i < tensors_.count; ++i) {
+    const auto part = static_cast<size_t>(i);
+    bytes_[part].resize(static_cast<size_t>(tensors_.items[part].bytes()));
+  }
+  std::memcpy(PartData(Part::kOutlierFeatures), features.data(), features.size() * sizeof(int32_t));
+  auto* columns = reinterpret_cast<uint16_t*>(PartData(Part::kOutlierWeights));
+  for (int64_t n = 0; n < rows_; ++n) {
+    for (const int32_t k : features) *columns++ = F32ToBF16(weight.at(n, k));
+  }
+}
+
 void QuantizedWeight::SetRows(int64_t first, const QuantizedWeight& rows) {
   NIBBLE_CHECK(rows.scheme_ == scheme_ && rows.cols_ == cols_ && first % kRowsOfWord == 0 &&
-               first >= 0 && rows.rows_ <= rows_ - first);
-  const StoredTensorList before = StoredTensors(*scheme_, first, cols_);
+               first >= 0 && rows.rows_ <= rows_ - first && outliers_ + rows.outliers_ == 0);
+  const StoredTensorList before = StoredTensors(*scheme_, first, cols_, 0);
   for (int i = 0; i < tensors_.count; ++i) {
     const auto part = static_cast<size_t>(i);
     if (tensors_.items[part].part == Part::kShape) continue;

@@ -25,10 +25,10 @@ struct GroupScales {
 // Zero points of so many rows fill whole words, whatever their bits.
 inline constexpr int64_t kRowsOfWord = 32;
 
-// Owns the tensors that StoredTensors(scheme, rows, cols) lists. Moving keeps views valid.
+// Owns the tensors that StoredTensors() lists. Moving keeps views valid.
 class QuantizedWeight {
  public:
-  // All codes are the packed form of 0 bits, all scales 0; rows, cols >= 1.
+  // All codes are the packed form of 0 bits, all scales 0, no outliers; rows, cols >= 1.
   QuantizedWeight(const Scheme& scheme, int64_t rows, int64_t cols);
   // For unquantized schemes: the values rounded to the scheme's type.
   static QuantizedWeight FromFloat(const Scheme& scheme, const Matrix& weight);
@@ -47,8 +47,11 @@ class QuantizedWeight {
   // Stores row n's codes (cols), in code_min()..code_max(); once per row. Different rows may be set
   // by different threads.
   void SetRow(int64_t n, const int8_t* codes);
-  // Rows [first, first + rows.rows()) become those of `rows`, of the same scheme and columns;
-  // `first` is a multiple of kRowsOfWord.
+  // In schemes with outliers: these features (ascending) are outliers, and their weights the
+  // columns of `weight` in bf16. Their codes are 0.
+  void SetOutliers(const std::vector<int32_t>& features, const Matrix& weight);
+  // Rows [first, first + rows.rows()) become those of `rows`, of the same scheme and columns and
+  // without outliers; `first` is a multiple of kRowsOfWord.
   void SetRows(int64_t first, const QuantizedWeight& rows);
 
  private:
@@ -57,6 +60,7 @@ class QuantizedWeight {
   const Scheme* scheme_;
   int64_t rows_;
   int64_t cols_;
+  int64_t outliers_ = 0;
   StoredTensorList tensors_;
   std::array<std::vector<uint8_t>, kMaxStoredTensors> bytes_;
 };

@@ -152,7 +152,13 @@ const Json& EmptyObject() {
 }  // namespace
 
 bool Recipe::needs_calibration() const {
-  return !transforms.empty() || Find(rounder).needs != Needs::kNothing;
+  const auto has_outliers = [](std::string_view scheme_name) {
+    const Scheme* found = FindScheme(scheme_name);
+    return found != nullptr && found->outliers;
+  };
+  return !transforms.empty() || Find(rounder).needs != Needs::kNothing || has_outliers(scheme) ||
+         std::any_of(overrides.begin(), overrides.end(),
+                     [&](const SchemeOverride& o) { return has_outliers(o.scheme); });
 }
 
 Json Recipe::ToJson() const {
@@ -172,6 +178,7 @@ Json Recipe::ToJson() const {
             {"damping", gptq.damping},
             {"act_order", gptq.act_order},
             {"mse_clip", gptq.mse_clip}}},
+          {"llm_int8", {{"threshold", llm_int8.threshold}}},
           {"scheme", scheme},
           {"overrides", patterns},
           {"embedding_scheme", embedding_scheme},
@@ -242,7 +249,11 @@ absl::StatusOr<Recipe> Recipe::FromJson(const Json& json) {
   gptq.Read("act_order", &recipe.gptq.act_order);
   gptq.Read("mse_clip", &recipe.gptq.mse_clip);
 
-  for (Members* members : {&top, &awq, &smoothquant, &gptq}) {
+  part = top.Take("llm_int8");
+  Members llm_int8(part == nullptr ? EmptyObject() : *part, "recipe.llm_int8");
+  llm_int8.Read("threshold", &recipe.llm_int8.threshold);
+
+  for (Members* members : {&top, &awq, &smoothquant, &gptq, &llm_int8}) {
     if (const absl::Status status = members->Finish(); !status.ok()) return status;
   }
   if (const absl::Status status = Validate(recipe); !status.ok()) return status;
@@ -305,6 +316,11 @@ absl::Status Validate(const Recipe& recipe) {
                      "', which quantizes activations; an embedding has none: choose a "
                      "weight-only scheme such as int8 or int4-g128"));
   }
+  if (FindScheme(recipe.head_scheme)->outliers) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("recipe.head_scheme is '", recipe.head_scheme,
+                     "', whose outliers are calibrated; the head is not: choose another scheme"));
+  }
   if (FindKvFormat(recipe.kv_format) == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat(
         "recipe.kv_format: unknown format '", recipe.kv_format, "'; known are ", KvFormatNames()));
@@ -337,7 +353,8 @@ absl::Status Validate(const Recipe& recipe) {
       {"awq.grid", static_cast<double>(recipe.awq.grid), 1, 100},
       {"smoothquant.alpha", recipe.smoothquant.alpha, -1, 1},
       {"gptq.block_columns", static_cast<double>(recipe.gptq.block_columns), 16, 1024},
-      {"gptq.damping", recipe.gptq.damping, 1e-6, 10}};
+      {"gptq.damping", recipe.gptq.damping, 1e-6, 10},
+      {"llm_int8.threshold", recipe.llm_int8.threshold, 1e-6, 1e30}};
   for (const Range& range : ranges) {
     const absl::Status status = CheckRange(range.field, range.value, range.low, range.high);
     if (!status.ok()) return status;

@@ -37,6 +37,10 @@ struct GptqOptions {
   bool mse_clip = true;     // group scales by the clip search instead of absmax
 };
 
+struct LlmInt8Options {
+  double threshold = 6.0;  // > 0; an input feature whose largest magnitude reaches it is an outlier
+};
+
 enum class Rounder : uint8_t { kRtn, kMse, kGptq };
 enum class Transform : uint8_t { kAwq, kSmoothQuant };
 
@@ -47,6 +51,7 @@ struct Recipe {
   AwqOptions awq;
   SmoothQuantOptions smoothquant;
   GptqOptions gptq;
+  LlmInt8Options llm_int8;           // of schemes with outliers
   std::string scheme = "int4-g128";  // of the blocks' linears
   std::vector<SchemeOverride> overrides;
   std::string embedding_scheme = "bf16";

@@ -92,7 +92,8 @@ Json Report::ToJson() const {
     errors.push_back({{"module", m.module},
                       {"scheme", m.scheme},
                       {"relative_error", m.relative_error},
-                      {"measured_on", m.of_output ? "output" : "weight"}});
+                      {"measured_on", m.of_output ? "output" : "weight"},
+                      {"outliers", m.outliers}});
   }
   Json json = {{"recipe", recipe.ToJson()},
                {"source_digest", source_digest},
@@ -162,7 +163,8 @@ std::string Report::ToHtml() const {
   for (const ModuleError& m : modules) most = std::max(most, m.relative_error);
   for (const ModuleError& m : modules) {
     const double width = most > 0 ? 12.0 * m.relative_error / most : 0;
-    page += Cat("<tr><td>", EscapeHtml(m.module), "</td><td>", EscapeHtml(m.scheme), "</td><td>",
+    page += Cat("<tr><td>", EscapeHtml(m.module), "</td><td>", EscapeHtml(m.scheme),
+                m.outliers > 0 ? Cat(", ", m.outliers, " outliers") : "", "</td><td>",
                 Number(m.relative_error, "%.3e"),
                 "</td><td><div class=\"bar\" style=\"width:", Number(width, "%.2f"),
                 "em\"></div></td></tr>\n");

@@ -31,6 +31,7 @@ class StatisticsCollector final : public BlockObserver {
   StatisticsCollector(Backend& backend, const Wanted& wanted, int64_t rows)
       : backend_(backend), wanted_(wanted), rows_(rows) {}
 
+  bool Wants(InputGroup group) const override { return wanted_[static_cast<size_t>(group)].any(); }
   void OnInput(InputGroup group, const float* x, int64_t rows, int64_t cols) override;
   bool Done() const override { return done_; }
 

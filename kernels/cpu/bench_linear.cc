@@ -43,7 +43,7 @@ struct Weight {
 
 Weight RandomWeight(const Scheme& scheme, int64_t rows, int64_t cols, std::mt19937& random) {
   Weight weight;
-  for (const StoredTensor& tensor : StoredTensors(scheme, rows, cols)) {
+  for (const StoredTensor& tensor : StoredTensors(scheme, rows, cols, 0)) {
     const auto words = static_cast<size_t>(tensor.bytes() + 3) / 4;
     if (tensor.part == Part::kCodes) weight.codes.resize(words);
     if (tensor.part == Part::kScales) weight.scales.resize(words);

@@ -57,6 +57,11 @@ RowTarget TargetOf(const ActView& view, int64_t row) {
     target.scales = view.scales + row * groups;
     target.sums = view.sums + row * groups;
   }
+  target.features = view.format.outliers;
+  if (target.features.count > 0) {
+    target.outliers =
+        static_cast<float*>(view.outliers) + row * OutlierStride(target.features.count);
+  }
   return target;
 }
 
@@ -237,9 +242,12 @@ void CpuBackend::Linear(const LinearArgs& args) {
         tier_.bf16->linear(w, panel, static_cast<const uint16_t*>(in.data), args.rows, out,
                            RowScratch(thread));
       } else {
-        const Int8Rows x{static_cast<const int8_t*>(in.data), in.scales, in.sums,
+        const Int8Rows x{static_cast<const int8_t*>(in.data),
+                         in.scales,
+                         in.sums,
                          in.format.group < 0 ? w.cols : in.format.group,
-                         in.format.GroupsPerRow(w.cols)};
+                         in.format.GroupsPerRow(w.cols),
+                         static_cast<const float*>(in.outliers)};
         k_.linear_int8(w, panel, x, args.rows, out);
       }
     }

@@ -3,7 +3,8 @@
 //
 // linear_float: acc[n] = fma(x[k], w[k][n], acc[n]) for k = 0, 1, ...
 // linear_int8:  the products of a group are summed exactly in int32, then
-//               acc[n] = fma(float(sum), x_scale * w_scale, acc[n]) for group 0, 1, ...
+//               acc[n] = fma(float(sum), x_scale * w_scale, acc[n]) for group 0, 1, ...,
+//               acc[n] = fma(x[j], w[j][n], acc[n]) for outlier feature j = 0, 1, ...
 // Neither depends on how many rows are computed together.
 #pragma once
 
@@ -244,6 +245,12 @@ inline void Int8Tile(const PackedMatrix& w, int64_t panel, const Int8Rows& x, in
       Store(row, Fma(Convert(sum[m.value][0]), Mul(s, scale0), Load(row)));
       Store(row + 16, Fma(Convert(sum[m.value][1]), Mul(s, scale1), Load(row + 16)));
     });
+  }
+  if (w.outliers > 0) {
+    const int64_t stride = OutlierStride(static_cast<int32_t>(w.outliers));
+    FloatRows<Packing::kBF16>(x.outliers + first * stride, stride, kRows,
+                              w.outlier_weights + panel * w.outliers * kPanelRows * 2, w.outliers,
+                              acc[0]);
   }
   for (int m = 0; m < kRows; ++m) {
     const F value[2] = {Load(acc[m]), Load(acc[m] + 16)};

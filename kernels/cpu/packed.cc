@@ -32,8 +32,10 @@ Packing PackingOf(const Scheme& scheme, DType input) {
 
 struct Layout {
   int64_t panels, groups;
-  size_t panel_bytes, codes, scales, zeros, bias;
-  size_t total() const { return codes + scales + zeros + bias; }
+  size_t panel_bytes, codes, scales, zeros, bias, outlier_weights, outlier_features;
+  size_t total() const {
+    return codes + scales + zeros + bias + outlier_weights + outlier_features;
+  }
 };
 
 Layout LayoutOf(const WeightView& w, bool has_bias) {
@@ -53,6 +55,9 @@ Layout LayoutOf(const WeightView& w, bool has_bias) {
   layout.codes = Align(panels * layout.panel_bytes);
   layout.scales = Align(entries * sizeof(uint16_t));
   layout.zeros = scheme.symmetric() ? 0 : Align(entries);
+  layout.outlier_weights =
+      Align(panels * static_cast<size_t>(w.outliers) * kPanelRows * sizeof(uint16_t));
+  layout.outlier_features = Align(static_cast<size_t>(w.outliers) * sizeof(int32_t));
   return layout;
 }
 
@@ -126,7 +131,7 @@ bool HasIntegerPacking(const Scheme& scheme) {
 
 size_t StoredBytes(const WeightView& w) {
   size_t bytes = 0;
-  for (const StoredTensor& tensor : StoredTensors(*w.scheme, w.rows, w.cols)) {
+  for (const StoredTensor& tensor : StoredTensors(w)) {
     if (tensor.part != Part::kShape) bytes += Align(static_cast<size_t>(tensor.bytes()));
   }
   return bytes;
@@ -134,9 +139,9 @@ size_t StoredBytes(const WeightView& w) {
 
 WeightView CopyStored(const WeightView& w, uint8_t* memory) {
   WeightView copy = w;
-  for (const StoredTensor& tensor : StoredTensors(*w.scheme, w.rows, w.cols)) {
-    if (tensor.part == Part::kShape) continue;
+  for (const StoredTensor& tensor : StoredTensors(w)) {
     const auto bytes = static_cast<size_t>(tensor.bytes());
+    if (tensor.part == Part::kShape || bytes == 0) continue;
     std::memcpy(memory, w.Get(tensor.part), bytes);
     copy.Set(tensor.part, memory);
     memory += Align(bytes);
@@ -173,6 +178,14 @@ PackedMatrix PackWeight(const WeightView& w, const float* bias, DType input, uin
   packed.codes = codes;
   packed.scales = scales;
   packed.zeros = w.scheme->symmetric() ? nullptr : zeros;
+  uint8_t* outlier_weights = memory + layout.codes + layout.scales + layout.zeros + layout.bias;
+  if (w.outliers > 0) {
+    uint8_t* features = outlier_weights + layout.outlier_weights;
+    std::memcpy(features, w.outlier_features, static_cast<size_t>(w.outliers) * sizeof(int32_t));
+    packed.outliers = w.outliers;
+    packed.outlier_features = reinterpret_cast<const int32_t*>(features);
+    packed.outlier_weights = outlier_weights;
+  }
   const int zero_bias = w.scheme->quantized() ? 1 << (w.scheme->bits() - 1) : 0;
   pool.Run(layout.panels, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t panel = begin; panel < end; ++panel) {
@@ -201,6 +214,10 @@ PackedMatrix PackWeight(const WeightView& w, const float* bias, DType input, uin
           case Packing::kStored:
             NIBBLE_CHECK(false);
         }
+        auto* outliers = reinterpret_cast<uint16_t*>(outlier_weights) + lane;
+        for (int64_t i = 0; i < w.outliers; ++i) {
+          outliers[(panel * w.outliers + i) * kPanelRows] = w.outlier_weights[row * w.outliers + i];
+        }
         for (int64_t g = 0; g < layout.groups; ++g) {
           const int64_t at = (panel * layout.groups + g) * kPanelRows + lane;
           scales[at] = static_cast<const uint16_t*>(w.scales)[row * layout.groups + g];
@@ -217,6 +234,9 @@ PackedMatrix PackWeight(const WeightView& w, const float* bias, DType input, uin
 float ReadPacked(const PackedMatrix& w, int64_t n, int64_t k) {
   const int64_t panel = n / kPanelRows;
   const int64_t lane = n % kPanelRows;
+  if (const int64_t i = FindOutlier(w.outlier_features, w.outliers, k); i >= 0) {
+    return LoadFloat(w.outlier_weights, DType::kBF16, (panel * w.outliers + i) * kPanelRows + lane);
+  }
   const uint8_t* codes = w.codes + static_cast<size_t>(panel) * w.panel_bytes;
   int code = 0;
   int bias = 0;

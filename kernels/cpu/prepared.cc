@@ -9,8 +9,12 @@
 namespace nibble {
 namespace {
 
-// The format in which a weight wants its input.
-ActFormat InputFormat(const Scheme& scheme, Mode mode, const CpuTier& tier) {
+// The format in which a weight wants its input; outliers still those of the view.
+ActFormat InputFormat(const WeightView& w, Mode mode, const CpuTier& tier) {
+  const Scheme& scheme = *w.scheme;
+  if (w.outliers > 0) {
+    return {DType::kI8, kWholeRow, {static_cast<int32_t>(w.outliers), w.outlier_features}};
+  }
   if (scheme.activation == Activation::kInt8PerToken) return {DType::kI8, kWholeRow};
   if (scheme.activation == Activation::kE4M3PerToken) return {DType::kF8E4M3, kWholeRow};
   if (mode == Mode::kExact) return {DType::kF32, 0};
@@ -37,9 +41,11 @@ absl::StatusOr<std::unique_ptr<PreparedLinear>> PrepareCpuLinear(const LinearGro
     NIBBLE_CHECK(w.cols == group.weights[0].cols);
     if (absl::Status status = CheckPackable(*w.scheme, w.cols); !status.ok()) return status;
     linear->bytes += PackedBytes(w, bias_of(i) != nullptr);
-    const ActFormat format = InputFormat(*w.scheme, mode, tier);
+    const ActFormat format = InputFormat(w, mode, tier);
     auto* const end = linear->formats.begin() + linear->num_formats;
-    auto* const found = std::find(linear->formats.begin(), end, format);
+    auto* const found = std::find_if(linear->formats.begin(), end, [&format](const ActFormat& f) {
+      return SameInput(f, format);
+    });
     linear->format_of[i] = static_cast<int>(found - linear->formats.begin());
     if (found == end) linear->formats[static_cast<size_t>(linear->num_formats++)] = format;
   }
@@ -48,8 +54,9 @@ absl::StatusOr<std::unique_ptr<PreparedLinear>> PrepareCpuLinear(const LinearGro
   linear->memory = *std::move(memory);
   uint8_t* next = linear->memory.get();
   for (size_t i = 0; i < group.weights.size(); ++i) {
-    const DType input = linear->formats[static_cast<size_t>(linear->format_of[i])].dtype;
-    linear->weights[i] = PackWeight(group.weights[i], bias_of(i), input, next, pool);
+    ActFormat& input = linear->formats[static_cast<size_t>(linear->format_of[i])];
+    linear->weights[i] = PackWeight(group.weights[i], bias_of(i), input.dtype, next, pool);
+    if (input.outliers.count > 0) input.outliers.features = linear->weights[i].outlier_features;
     linear->panels += linear->weights[i].panels;
     next += PackedBytes(group.weights[i], bias_of(i) != nullptr);
   }

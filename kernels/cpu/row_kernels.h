@@ -88,6 +88,33 @@ inline void WriteBF16(const float* x, int64_t count, uint16_t* out) {
   }
 }
 
+// One scale of int8 for all features but the outliers, whose codes are 0.
+inline void WriteSplitRow(const float* row, int64_t cols, const RowTarget& target) {
+  const OutlierFeatures& split = target.features;
+  // Runs of features between outliers.
+  const auto begin = [&](int32_t i) { return i == 0 ? 0 : int64_t{split.features[i - 1]} + 1; };
+  const auto end = [&](int32_t i) { return i == split.count ? cols : split.features[i]; };
+  Magnitude size{0.0f, 0.0f};
+  for (int32_t i = 0; i <= split.count; ++i) {
+    const Magnitude run = Measure(row + begin(i), end(i) - begin(i));
+    size.absmax = run.absmax > size.absmax ? run.absmax : size.absmax;
+    size.poison += run.poison;
+  }
+  auto* codes = static_cast<int8_t*>(target.data);
+  int32_t sum = 0;
+  for (int32_t i = 0; i <= split.count; ++i) {
+    sum +=
+        EncodeRun(row + begin(i), end(i) - begin(i), InverseScale(size.absmax), codes + begin(i));
+  }
+  for (int32_t i = 0; i < split.count; ++i) {
+    codes[split.features[i]] = 0;
+    target.outliers[i] = row[split.features[i]];
+  }
+  for (int32_t i = split.count; i < OutlierStride(split.count); ++i) target.outliers[i] = 0.0f;
+  target.scales[0] = size.absmax / 127.0f + size.poison;
+  target.sums[0] = sum;
+}
+
 inline void WriteRow(const float* row, int64_t cols, const RowTarget& target) {
   if (target.dtype == DType::kF32) {
     if (target.data != row) memcpy(target.data, row, static_cast<size_t>(cols) * sizeof(float));
@@ -101,6 +128,10 @@ inline void WriteRow(const float* row, int64_t cols, const RowTarget& target) {
     const Magnitude size = Measure(row, cols);
     target.scales[0] = size.absmax / kMaxE4M3 + size.poison;
     EncodeE4M3(row, cols, size.absmax, static_cast<uint8_t*>(target.data));
+    return;
+  }
+  if (target.features.count > 0) {
+    WriteSplitRow(row, cols, target);
     return;
   }
   auto* codes = static_cast<int8_t*>(target.data);

@@ -42,6 +42,9 @@ struct PackedMatrix {
   const uint16_t* scales = nullptr;  // (panels, groups, 32) bfloat16
   const uint8_t* zeros = nullptr;    // (panels, groups, 32) zero point + bias; nullptr = symmetric
   const float* bias = nullptr;       // (rows) or nullptr
+  int64_t outliers = 0;              // outlier features; their codes are 0
+  const int32_t* outlier_features = nullptr;  // (outliers)
+  const uint8_t* outlier_weights = nullptr;   // (panels, outliers, 32) bfloat16
 };
 
 struct Int8Rows {
@@ -50,6 +53,7 @@ struct Int8Rows {
   const int32_t* sums;  // (rows, groups)
   int64_t group;        // features per scale, a multiple of kPanelStep unless it is all of them
   int64_t groups;       // those of the weight, unless the weight has only one
+  const float* outliers = nullptr;  // (rows, OutlierStride) values of the weight's outlier features
 };
 
 // Where a row of activations goes in one format.
@@ -59,6 +63,8 @@ struct RowTarget {
   void* data;     // (cols)
   float* scales;
   int32_t* sums;
+  OutlierFeatures features;
+  float* outliers;  // (OutlierStride)
 };
 
 // One layer and kv head of the block pool: block b begins at base + b * stride. What lies in it is

@@ -78,7 +78,7 @@ struct HostWeight {
 HostWeight RandomWeight(const Scheme& scheme, int64_t rows, int64_t cols) {
   HostWeight weight;
   std::mt19937 random(1);
-  for (const StoredTensor& tensor : StoredTensors(scheme, rows, cols)) {
+  for (const StoredTensor& tensor : StoredTensors(scheme, rows, cols, 0)) {
     if (tensor.part == Part::kShape) continue;
     auto& words = weight.parts[static_cast<size_t>(tensor.part)];
     words.resize(static_cast<size_t>(tensor.bytes() + 3) / 4);

@@ -16,6 +16,9 @@ struct DeviceWeight {
   const void* scales = nullptr;
   const void* zeros = nullptr;
   const float* nested = nullptr;
+  int64_t outliers = 0;
+  const uint16_t* outlier_weights = nullptr;
+  const int32_t* outlier_features = nullptr;
 
   // For the functions of codec.h; valid as long as this object.
   NIBBLE_HD WeightView view() const {
@@ -27,6 +30,9 @@ struct DeviceWeight {
     view.scales = scales;
     view.zeros = zeros;
     view.nested = nested;
+    view.outliers = outliers;
+    view.outlier_weights = outlier_weights;
+    view.outlier_features = outlier_features;
     return view;
   }
 };

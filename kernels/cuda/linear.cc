@@ -189,10 +189,13 @@ LinearRowsArgs RowsArgs(const LinearCall& call) {
   args.scales = call.in.scales;
   args.rows = call.args.rows;
   args.cols = call.in.cols;
+  args.outliers = static_cast<const uint16_t*>(call.in.outliers);
+  args.outlier_count = call.in.format.outliers.count;
   for (int i = 0; i < call.part.count; ++i) {
     const auto w = static_cast<size_t>(i);
-    args.weights[w] = {call.weight(i).codes, call.part.scales[w], call.bias(i),
-                       call.weight(i).rows,  call.out(i),         call.weight(i).rows};
+    args.weights[w] = {call.weight(i).codes,          call.part.scales[w], call.bias(i),
+                       call.weight(i).rows,           call.out(i),         call.weight(i).rows,
+                       call.weight(i).outlier_weights};
   }
   return args;
 }
@@ -349,6 +352,7 @@ constexpr LinearRow kLinearTable[] = {
     {LinearKind::kInt8,    kAnyRows,         RunInt8Wgmma, TakesInt8Wgmma},
     {LinearKind::kInt8,    kFewTokens,       RunInt8},
     {LinearKind::kInt8,    kAnyRows,         RunInt8Library},
+    {LinearKind::kInt8Outliers, kAnyRows,    RunInt8},
     {LinearKind::kE4M3,    kMaxE4M3Tokens,   RunE4M3},
     {LinearKind::kE4M3,    kAnyRows,         RunE4M3Library},
 };
@@ -364,13 +368,19 @@ constexpr LinearRow kInvariantTable[] = {
     {LinearKind::kInt8,    kAnyRows,         RunInt8Wgmma, TakesInt8Wgmma},
     {LinearKind::kInt8,    kFewTokens,       RunInt8},
     {LinearKind::kInt8,    kAnyRows,         RunInt8Library},
+    {LinearKind::kInt8Outliers, kAnyRows,    RunInt8},
     {LinearKind::kE4M3,    kAnyRows,         RunE4M3},
 };
 // clang-format on
 
 // ---- How it is kept
 
-ActFormat InputFormat(const Scheme& scheme, Mode mode) {
+// Outliers are still those of the view.
+ActFormat InputFormat(const WeightView& view, Mode mode) {
+  const Scheme& scheme = *view.scheme;
+  if (view.outliers > 0) {
+    return {DType::kI8, kWholeRow, {static_cast<int32_t>(view.outliers), view.outlier_features}};
+  }
   if (scheme.activation == Activation::kInt8PerToken) return {DType::kI8, kWholeRow};
   if (scheme.activation == Activation::kE4M3PerToken) return {DType::kF8E4M3, kWholeRow};
   return {mode == Mode::kExact ? DType::kF32 : DType::kBF16, 0};
@@ -385,11 +395,14 @@ bool WantsSlices(LinearKind kind) {
 }
 
 // Whether neighbours are multiplied in one launch.
-bool SharesPart(const Scheme& a, const Scheme& b, Mode mode) {
-  const LinearKind kind = LinearKindOf(a, mode);
-  if (kind != LinearKindOf(b, mode)) return false;
+bool SharesPart(const WeightView& a, const WeightView& b, Mode mode) {
+  const LinearKind kind = LinearKindOf(*a.scheme, mode);
+  if (kind != LinearKindOf(*b.scheme, mode)) return false;
+  if (kind == LinearKind::kInt8Outliers) {
+    return SameInput(InputFormat(a, mode), InputFormat(b, mode));
+  }
   return kind == LinearKind::kInt8 || kind == LinearKind::kE4M3 ||
-         (IsPacked(kind) && PackedFormatOf(a) == PackedFormatOf(b));
+         (IsPacked(kind) && PackedFormatOf(*a.scheme) == PackedFormatOf(*b.scheme));
 }
 
 // The stored form is on the device only while it is repacked.
@@ -452,10 +465,11 @@ absl::Status KeepRowsPart(Device& device, std::span<const WeightView> views, Lin
 absl::Status KeepInt8Part(Device& device, LinearWorkspace& workspace,
                           std::span<const WeightView> views, LinearPart* part) {
   if (views[0].cols > kMaxInt8LinearCols) {
-    return absl::UnimplementedError(absl::StrCat("w8a8 on CUDA takes up to ", kMaxInt8LinearCols,
+    return absl::UnimplementedError(absl::StrCat(std::string(views[0].scheme->name),
+                                                 " on CUDA takes up to ", kMaxInt8LinearCols,
                                                  " input features; a weight has ", views[0].cols));
   }
-  if (!TakesLinearWgmma(device.info(), views[0].cols)) {
+  if (part->kind == LinearKind::kInt8 && !TakesLinearWgmma(device.info(), views[0].cols)) {
     if (absl::Status status = workspace.ReserveSums(device, SumBytes(device.info()));
         !status.ok()) {
       return status;
@@ -495,6 +509,7 @@ absl::Status KeepPart(Device& device, LinearWorkspace& workspace, std::span<cons
       if (absl::Status status = PackPart(device, views, part); !status.ok()) return status;
       return workspace.ReserveTiles(device, part->packed.layout.n_tiles);
     case LinearKind::kInt8:
+    case LinearKind::kInt8Outliers:
       return KeepInt8Part(device, workspace, views, part);
     case LinearKind::kE4M3:
       return KeepE4M3Part(device, workspace, views, part);
@@ -514,6 +529,7 @@ absl::Status Reserve(Device& device, size_t bytes, DeviceMemory* memory) {
 }  // namespace
 
 LinearKind LinearKindOf(const Scheme& scheme, Mode mode) {
+  if (scheme.outliers) return LinearKind::kInt8Outliers;
   if (scheme.activation == Activation::kInt8PerToken) return LinearKind::kInt8;
   if (scheme.activation == Activation::kE4M3PerToken) return LinearKind::kE4M3;
   if (mode == Mode::kExact) return LinearKind::kExact;
@@ -563,10 +579,10 @@ absl::Status LinearWorkspace::ReserveSums(Device& device, size_t bytes) {
 absl::StatusOr<DeviceWeight> UploadWeight(Device& device, const WeightView& view,
                                           std::vector<DeviceMemory>* memory) {
   WeightView copy = view;
-  for (const StoredTensor& tensor : StoredTensors(*view.scheme, view.rows, view.cols)) {
+  for (const StoredTensor& tensor : StoredTensors(view)) {
     const void* host = view.Get(tensor.part);
-    if (host == nullptr) continue;
     const auto bytes = static_cast<size_t>(tensor.bytes());
+    if (host == nullptr || bytes == 0) continue;
     absl::StatusOr<DeviceMemory> allocated = DeviceMemory::Allocate(device, bytes);
     if (!allocated.ok()) return allocated.status();
     device.CopyIn(allocated->data(), host, bytes);
@@ -581,6 +597,9 @@ absl::StatusOr<DeviceWeight> UploadWeight(Device& device, const WeightView& view
   weight.scales = copy.scales;
   weight.zeros = copy.zeros;
   weight.nested = copy.nested;
+  weight.outliers = copy.outliers;
+  weight.outlier_weights = copy.outlier_weights;
+  weight.outlier_features = copy.outlier_features;
   return weight;
 }
 
@@ -589,24 +608,28 @@ absl::StatusOr<std::unique_ptr<CudaLinear>> PrepareCudaLinear(Device& device,
                                                               const LinearGroup& group, Mode mode) {
   NIBBLE_CHECK(!group.weights.empty() && group.weights.size() <= kMaxGroupWeights);
   auto linear = std::make_unique<CudaLinear>();
+  std::vector<ActFormat> wanted;  // CudaLinear::formats with the lists of the views
   for (size_t i = 0; i < group.weights.size();) {
-    const Scheme& scheme = *group.weights[i].scheme;
+    const WeightView& first = group.weights[i];
     size_t end = i + 1;
-    while (end < group.weights.size() && SharesPart(scheme, *group.weights[end].scheme, mode)) {
-      ++end;
-    }
+    while (end < group.weights.size() && SharesPart(first, group.weights[end], mode)) ++end;
     const std::span<const WeightView> views(group.weights.data() + i, end - i);
     LinearPart part;
     part.first = static_cast<int>(i);
     part.count = static_cast<int>(views.size());
-    part.kind = LinearKindOf(scheme, mode);
-    const ActFormat format = InputFormat(scheme, mode);
-    const auto found = std::find(linear->formats.begin(), linear->formats.end(), format);
-    part.format = static_cast<int>(found - linear->formats.begin());
-    if (found == linear->formats.end()) linear->formats.push_back(format);
-
+    part.kind = LinearKindOf(*first.scheme, mode);
     if (absl::Status status = KeepPart(device, workspace, views, &part); !status.ok()) {
       return status;
+    }
+    ActFormat format = InputFormat(first, mode);
+    const auto found =
+        std::find_if(wanted.begin(), wanted.end(),
+                     [&format](const ActFormat& other) { return SameInput(other, format); });
+    part.format = static_cast<int>(found - wanted.begin());
+    if (found == wanted.end()) {
+      wanted.push_back(format);
+      format.outliers.features = part.weights[0].outlier_features;
+      linear->formats.push_back(format);
     }
     for (size_t w = 0; w < views.size(); ++w) {
       const float* bias = i + w < group.biases.size() ? group.biases[i + w] : nullptr;
@@ -647,6 +670,7 @@ EmbeddingTable TableOf(const LinearPart& part) {
     case LinearKind::kDense:
     case LinearKind::kStored:
     case LinearKind::kInt8:
+    case LinearKind::kInt8Outliers:
     case LinearKind::kE4M3:
       break;
   }

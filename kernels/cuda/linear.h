@@ -20,13 +20,14 @@ namespace nibble {
 
 // How a weight is kept on the device. The rows of kLinearTable name one each.
 enum class LinearKind : uint8_t {
-  kExact,    // as stored, for products in f32
-  kDense,    // as stored: bf16
-  kStored,   // as stored, in any other scheme
-  kPacked4,  // PackedLayout (packed_weight.h), int4
-  kPacked8,  // and int8
-  kInt8,     // as stored, with scales in f32 (linear_rows.h)
-  kE4M3,     // and e4m3
+  kExact,         // as stored, for products in f32
+  kDense,         // as stored: bf16
+  kStored,        // as stored, in any other scheme
+  kPacked4,       // PackedLayout (packed_weight.h), int4
+  kPacked8,       // and int8
+  kInt8,          // as stored, with scales in f32 (linear_rows.h)
+  kInt8Outliers,  // the same, with outlier features beside
+  kE4M3,          // and e4m3
 };
 LinearKind LinearKindOf(const Scheme& scheme, Mode mode);
 
@@ -39,7 +40,7 @@ struct LinearPart {
   std::array<DeviceWeight, kMaxGroupWeights> weights{};  // pointers only where kept as stored
   std::array<const float*, kMaxGroupWeights> biases{};
   PackedWeight packed;                                  // kPacked4, kPacked8: all weights
-  std::array<const float*, kMaxGroupWeights> scales{};  // kInt8, kE4M3: of a weight each
+  std::array<const float*, kMaxGroupWeights> scales{};  // kInt8..., kE4M3: of a weight each
   std::vector<DeviceMemory> memory;
 };
 

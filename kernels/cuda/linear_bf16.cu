@@ -11,6 +11,7 @@ namespace {
 
 struct BF16Rows {
   static constexpr int kBytes = 2;
+  static constexpr bool kOutliers = false;
   using Sum = float;
   struct Tokens {
     uint32_t word[4];

@@ -16,6 +16,7 @@ namespace {
 
 struct E4M3Rows {
   static constexpr int kBytes = 1;
+  static constexpr bool kOutliers = false;
   using Sum = float;
   struct Tokens {
     uint32_t first[4], second[4];

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The W8A8 product: linear_rows_kernel.h with int8 elements and int32 sums.
+// The products of W8A8 and of LLM.int8(): linear_rows_kernel.h with int8 elements and int32 sums.
 //
 // Limit: to some 180 tokens the bytes of the weights, above that int8 multiplications. Weights are
 // read as they are stored, so that the library's product and this one share them: 512 bytes of a
@@ -14,6 +14,7 @@ namespace {
 
 struct Int8Rows {
   static constexpr int kBytes = 1;
+  static constexpr bool kOutliers = false;
   using Sum = int32_t;
   struct Tokens {
     uint32_t word[4];
@@ -32,21 +33,31 @@ struct Int8Rows {
   static NIBBLE_DEVICE float Value(Sum sum) { return static_cast<float>(sum); }
 };
 
-template <int kM, int kN, int kWarpsM, int kWarpsN, int kWarpsK, int kSlices, int kStages>
+struct SplitInt8Rows : Int8Rows {
+  static constexpr bool kOutliers = true;
+};
+
+template <class Element, int kM, int kN, int kWarpsM, int kWarpsN, int kWarpsK, int kSlices,
+          int kStages>
 constexpr auto kTile =
-    LaunchRowsTile<LinearRowsKernel<Int8Rows, kM, kN, kWarpsM, kWarpsN, kWarpsK, kSlices, kStages>>;
+    LaunchRowsTile<LinearRowsKernel<Element, kM, kN, kWarpsM, kWarpsN, kWarpsK, kSlices, kStages>>;
+template <class Element>
 constexpr RowsTile kTiles[] = {
-    // tokens     kM   kN  warps M, N, K  slices  stages
-    {16, kTile<16, 32, 1, 1, 4, 4, 4>},
-    {64, kTile<64, 32, 2, 1, 2, 2, 4>},
-    {INT64_MAX, kTile<128, 128, 2, 4, 1, 1, 3>},
+    // tokens              kM   kN  warps M, N, K  slices  stages
+    {16, kTile<Element, 16, 32, 1, 1, 4, 4, 4>},
+    {64, kTile<Element, 64, 32, 2, 1, 2, 2, 4>},
+    {INT64_MAX, kTile<Element, 128, 128, 2, 4, 1, 1, 3>},
 };
 
 }  // namespace
 
 void LaunchLinearInt8(Device& device, const LinearRowsArgs& args) {
   NIBBLE_CHECK(args.scales != nullptr && args.cols <= kMaxInt8LinearCols);
-  LaunchLinearRows<Int8Rows>(device, args, kTiles);
+  if (args.outlier_count > 0) {
+    LaunchLinearRows<SplitInt8Rows>(device, args, kTiles<SplitInt8Rows>);
+  } else {
+    LaunchLinearRows<Int8Rows>(device, args, kTiles<Int8Rows>);
+  }
 }
 
 }  // namespace nibble

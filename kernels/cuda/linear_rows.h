@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // y_i = x W_i^T + b_i with weights and activations of one type whose rows lie as they are stored:
-// int8 (scheme w8a8), e4m3 (scheme fp8), bf16. A row of y has the same bits whatever the other rows
-// and however many they are.
+// int8 (schemes w8a8 and llm-int8), e4m3 (scheme fp8), bf16. A row of y has the same bits whatever
+// the other rows and however many they are.
 #pragma once
 
 #include <array>
@@ -14,26 +14,30 @@
 namespace nibble {
 
 struct RowsWeight {
-  const void* codes = nullptr;    // (features, cols), aligned to 16 bytes
-  const float* scales = nullptr;  // (features) int8 and e4m3: LaunchRowScales
-  const float* bias = nullptr;    // (features) or nullptr
-  int64_t features = 0;           // output features
-  Floats out;                     // (rows, features)
-  int64_t stride = 0;             // elements from a row of `out` to the next
+  const void* codes = nullptr;         // (features, cols), aligned to 16 bytes
+  const float* scales = nullptr;       // (features) int8 and e4m3: LaunchRowScales
+  const float* bias = nullptr;         // (features) or nullptr
+  int64_t features = 0;                // output features
+  Floats out;                          // (rows, features)
+  int64_t stride = 0;                  // elements from a row of `out` to the next
+  const uint16_t* outliers = nullptr;  // (features, LinearRowsArgs::outlier_count) bf16
 };
 
 struct LinearRowsArgs {
   std::array<RowsWeight, kMaxGroupWeights> weights{};
   int count = 0;
-  const void* x = nullptr;        // (rows, cols), aligned to 16 bytes
-  const float* scales = nullptr;  // (rows) int8 and e4m3
-  int64_t rows = 0;               // tokens
-  int64_t cols = 0;               // input features
+  const void* x = nullptr;             // (rows, cols), aligned to 16 bytes
+  const float* scales = nullptr;       // (rows) int8 and e4m3
+  int64_t rows = 0;                    // tokens
+  int64_t cols = 0;                    // input features
+  const uint16_t* outliers = nullptr;  // int8: (rows, OutlierStride) bf16
+  int32_t outlier_count = 0;
   // Whether the launch before this one writes weights: they are not asked for while it runs.
   bool fresh_weights = false;
 };
 
-// y = sum * (scale of the token * scale of the output feature) + bias, in f32. Sums of int8 are
+// y = sum * (scale of the token * scale of the output feature) + outliers + bias, in f32; outliers
+// is the product of the bf16 matrices, whose sum goes on from the scaled one. Sums of int8 are
 // exact for up to kMaxInt8LinearCols columns; those of e4m3 and bf16 are f32, in one order for any
 // number of rows. e4m3: a token or a feature with a NaN among its codes has a NaN scale; made for
 // up to kMaxE4M3Tokens rows, beyond which the weight is read several times.

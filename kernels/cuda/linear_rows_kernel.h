@@ -28,7 +28,8 @@ struct LinearRowsParams {
 };
 
 // Element: kBytes of one; Sum; Tokens and Features, what the instruction takes of 16 and 8 rows of
-// 32 bytes, made from ldmatrix's registers; Multiply; Value, a sum as f32.
+// 32 bytes, made from ldmatrix's registers; Multiply; Value, a sum as f32; kOutliers, whether there
+// are any.
 template <class Element, int kM, int kN, int kWarpsM, int kWarpsN, int kWarpsK, int kSlices,
           int kStages>
 struct LinearRowsKernel {
@@ -187,31 +188,84 @@ struct LinearRowsKernel {
       });
     }
 
-    NIBBLE_UNROLL
-    for (int m = 0; m < kTilesM; ++m) {
+    // body(row, m, half, at, n): output features `at` and `at` + 1 of a token are the elements
+    // 2 half and 2 half + 1 of a tile.
+    const auto for_each_pair = [&](auto&& body) {
       NIBBLE_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const int64_t row = first + warp_m + 16 * m + 8 * half + lane / 4;
-        if (row >= p.args.rows) continue;
-        const float token = p.args.scales != nullptr ? p.args.scales[row] : 1.0f;
+      for (int m = 0; m < kTilesM; ++m) {
         NIBBLE_UNROLL
-        for (int n = 0; n < kTilesN; ++n) {
-          const int64_t at = column + warp_n + 8 * n + lane % 4 * 2;
-          if (at >= w.features) continue;
-          const bool both = at + 1 < w.features;
-          const float low = Result(w, at, token, sum[m][n][2 * half]);
-          const float high = both ? Result(w, at + 1, token, sum[m][n][2 * half + 1]) : 0.0f;
-          Store(w, row * w.stride + at, low, high, both);
+        for (int half = 0; half < 2; ++half) {
+          const int64_t row = first + warp_m + 16 * m + 8 * half + lane / 4;
+          if (row >= p.args.rows) continue;
+          NIBBLE_UNROLL
+          for (int n = 0; n < kTilesN; ++n) {
+            const int64_t at = column + warp_n + 8 * n + lane % 4 * 2;
+            if (at < w.features) body(row, m, half, at, n);
+          }
         }
       }
-    }
+    };
+    float value[kTilesM][kTilesN][4] = {};
+    for_each_pair([&](int64_t row, int m, int half, int64_t at, int n) {
+      const float token = p.args.scales != nullptr ? p.args.scales[row] : 1.0f;
+      value[m][n][2 * half] = Scaled(w, at, token, sum[m][n][2 * half]);
+      if (at + 1 < w.features) {
+        value[m][n][2 * half + 1] = Scaled(w, at + 1, token, sum[m][n][2 * half + 1]);
+      }
+    });
+    if constexpr (Element::kOutliers) AddOutliers(p, w, first + warp_m, column + warp_n, value);
+    for_each_pair([&](int64_t row, int m, int half, int64_t at, int n) {
+      const bool both = at + 1 < w.features;
+      float low = value[m][n][2 * half], high = value[m][n][2 * half + 1];
+      if (w.bias != nullptr) {
+        low += w.bias[at];
+        if (both) high += w.bias[at + 1];
+      }
+      Store(w, row * w.stride + at, low, high, both);
+    });
   }
 
  private:
-  static NIBBLE_DEVICE float Result(const RowsWeight& w, int64_t n, float token, Sum sum) {
+  static NIBBLE_DEVICE float Scaled(const RowsWeight& w, int64_t n, float token, Sum sum) {
     const float value = Element::Value(sum);
-    const float scaled = w.scales != nullptr ? value * (token * w.scales[n]) : value;
-    return w.bias != nullptr ? scaled + w.bias[n] : scaled;
+    return w.scales != nullptr ? value * (token * w.scales[n]) : value;
+  }
+
+  // The products of the outlier features, 16 at a time, added to a warp's tiles, which begin at
+  // `row` and `column`. They are few: fragments come straight from memory.
+  static NIBBLE_DEVICE void AddOutliers(const Params& p, const RowsWeight& w, int64_t row,
+                                        int64_t column, float (&value)[kTilesM][kTilesN][4]) {
+    const int32_t count = p.args.outlier_count, stride = OutlierStride(count);
+    const int lane = simt::Lane();
+    for (int32_t k = lane % 4 * 2; k < stride; k += 16) {
+      uint32_t features[kTilesN][2];
+      NIBBLE_UNROLL
+      for (int n = 0; n < kTilesN; ++n) {
+        const int64_t at = column + 8 * n + lane / 4;
+        const uint16_t* weights = w.outliers + at * count;
+        NIBBLE_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          const int32_t from = k + 8 * half;
+          const bool low = at < w.features && from < count;
+          const bool high = at < w.features && from + 1 < count;
+          features[n][half] = (low ? uint32_t{weights[from]} : 0u) |
+                              (high ? uint32_t{weights[from + 1]} : 0u) << 16;
+        }
+      }
+      NIBBLE_UNROLL
+      for (int m = 0; m < kTilesM; ++m) {
+        uint32_t tokens[4];
+        NIBBLE_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          const int64_t at = row + 16 * m + 8 * (e % 2) + lane / 4;
+          tokens[e] = at < p.args.rows ? *reinterpret_cast<const uint32_t*>(
+                                             p.args.outliers + at * stride + k + 8 * (e / 2))
+                                       : 0u;
+        }
+        NIBBLE_UNROLL
+        for (int n = 0; n < kTilesN; ++n) simt::MmaBF16(value[m][n], tokens, features[n]);
+      }
+    }
   }
 
   static NIBBLE_DEVICE void Store(const RowsWeight& w, int64_t index, float low, float high,

@@ -179,8 +179,8 @@ NIBBLE_DEVICE SpanSize SizeOfRow(const float* values, int64_t cols, RowScratch& 
   return size;
 }
 
-// Codes, scale and sum of a whole row, by the block; once for a row in int8, whose sums meet in
-// `scratch`.
+// Codes, scale and sum of a whole row, by the block; between two in int8, whose sums meet in
+// `scratch`, there is a barrier.
 NIBBLE_DEVICE void WriteWholeRow(const ActView& view, int64_t row, const float* values,
                                  const SpanSize& size, RowScratch& scratch) {
   RowEncoder encode(view, size);
@@ -231,6 +231,39 @@ NIBBLE_DEVICE void WriteGroups(const ActView& view, int64_t row, const float* va
   }
 }
 
+// ---- Outliers: handed over in bf16, and zeros in the row while the rest is encoded
+
+// Of each thread of a block.
+inline constexpr int kTakenOutliers = static_cast<int>(kMaxOutlierFeatures) / simt::kWarp;
+
+NIBBLE_DEVICE void TakeOutliers(const ActView& view, int64_t row, float* values,
+                                float (&taken)[kTakenOutliers]) {
+  const OutlierFeatures& split = view.format.outliers;
+  const int32_t stride = OutlierStride(split.count);
+  NIBBLE_UNROLL
+  for (int i = 0; i < kTakenOutliers; ++i) {
+    const int j = simt::Thread() + i * simt::Threads();
+    taken[i] = 0.0f;
+    if (j < split.count) {
+      taken[i] = values[split.features[j]];
+      values[split.features[j]] = 0.0f;
+    }
+    if (j < stride) static_cast<uint16_t*>(view.outliers)[row * stride + j] = F32ToBF16(taken[i]);
+  }
+  simt::SyncThreads();
+}
+NIBBLE_DEVICE void ReturnOutliers(const ActView& view, float* values,
+                                  const float (&taken)[kTakenOutliers]) {
+  const OutlierFeatures& split = view.format.outliers;
+  simt::SyncThreads();
+  NIBBLE_UNROLL
+  for (int i = 0; i < kTakenOutliers; ++i) {
+    const int j = simt::Thread() + i * simt::Threads();
+    if (j < split.count) values[split.features[j]] = taken[i];
+  }
+  simt::SyncThreads();
+}
+
 // Row `row` in every format of `out` that has scales, from its values in shared memory of
 // RowSharedBytes; the whole block calls it after a barrier.
 NIBBLE_DEVICE void WriteRowCodes(const ActSet& out, int64_t row, float* values) {
@@ -245,9 +278,17 @@ NIBBLE_DEVICE void WriteRowCodes(const ActSet& out, int64_t row, float* values) 
       continue;
     }
     auto& scratch = *reinterpret_cast<RowScratch*>(values + RowFloats(view.cols));
-    if (!sized) size = SizeOfRow(values, view.cols, scratch);
-    sized = true;
-    WriteWholeRow(view, row, values, size, scratch);
+    const bool split = view.format.outliers.count > 0;
+    float taken[kTakenOutliers];
+    if (split) TakeOutliers(view, row, values, taken);
+    const SpanSize own = split || !sized ? SizeOfRow(values, view.cols, scratch) : size;
+    WriteWholeRow(view, row, values, own, scratch);
+    if (split) {
+      ReturnOutliers(view, values, taken);
+    } else {
+      size = own;
+      sized = true;
+    }
   }
 }
 

@@ -10,6 +10,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <utility>
+#include <vector>
 
 #include "engine/artifact/artifact_writer.h"
 #include "engine/artifact/file_system.h"
@@ -59,7 +60,8 @@ class Filler {
     const float scale = size / static_cast<float>(module.scheme->span());
     // The NaNs of e4m3 are odd codes.
     const uint64_t mask = module.scheme->code == DType::kF8E4M3 ? 0xfefefefefefefefe : ~uint64_t{0};
-    for (const StoredTensor& part : StoredTensors(*module.scheme, module.rows, module.cols)) {
+    for (const StoredTensor& part :
+         StoredTensors(*module.scheme, module.rows, module.cols, module.outliers)) {
       absl::Status status;
       const std::string name = Cat(module.name, part.suffix);
       switch (part.part) {
@@ -79,6 +81,19 @@ class Filler {
         case Part::kZeros:
           status = Fill(name, part.bytes(), [&] { return noise_.Next(); });
           break;
+        case Part::kOutlierWeights:
+          status = FillBf16(name, part.bytes(), size);
+          break;
+        case Part::kOutlierFeatures: {  // spread evenly
+          std::vector<int32_t> features;
+          for (int64_t i = 0; i < module.outliers; ++i) {
+            features.push_back(static_cast<int32_t>(i * module.cols / module.outliers));
+          }
+          status =
+              writer_.Append(name, std::string_view(reinterpret_cast<const char*>(features.data()),
+                                                    features.size() * sizeof(int32_t)));
+          break;
+        }
         case Part::kShape: {
           const int64_t shape[] = {module.rows, module.cols};
           status = writer_.Append(
@@ -122,7 +137,10 @@ class Filler {
                uint64_t{NoisyBf16(ToBf16(size), random >> 32)} << 48;
       });
     }
-    return Fill(name, part.bytes(), [&] {
+    return FillBf16(name, part.bytes(), size);
+  }
+  absl::Status FillBf16(const std::string& name, int64_t bytes, float size) {
+    return Fill(name, bytes, [&] {
       const uint64_t random = noise_.Next();
       uint64_t word = 0;
       for (int i = 0; i < 4; ++i) {
@@ -252,7 +270,8 @@ absl::Status WriteSynthetic(const SyntheticSpec& spec, const std::string& direct
   for (int layer = 0; layer < shape.layers; ++layer) {
     const std::string block = Cat("model.layers.", layer, ".");
     const auto add = [&](const char* name, int64_t rows, int64_t cols) {
-      modules.push_back({block + name, *linear, rows, cols});
+      modules.push_back({block + name, *linear, rows, cols,
+                         (*linear)->outliers ? std::min(cols / 64, kMaxOutlierFeatures) : 0});
     };
     add("self_attn.q_proj", shape.hidden, shape.hidden);
     add("self_attn.k_proj", kv, shape.hidden);

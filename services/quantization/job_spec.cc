@@ -93,6 +93,7 @@ absl::StatusOr<Recipe> CustomRecipe(const v1::Recipe& proto) {
   if (proto.has_gptq_damping()) recipe.gptq.damping = proto.gptq_damping();
   if (proto.has_gptq_act_order()) recipe.gptq.act_order = proto.gptq_act_order();
   if (proto.has_gptq_mse_clip()) recipe.gptq.mse_clip = proto.gptq_mse_clip();
+  if (proto.has_llm_int8_threshold()) recipe.llm_int8.threshold = proto.llm_int8_threshold();
   if (proto.has_true_sequential()) recipe.true_sequential = proto.true_sequential();
   return recipe;
 }
@@ -150,8 +151,9 @@ absl::StatusOr<v1::JobSpec> CompleteJobSpec(const v1::JobSpec& spec) {
 
   NIBBLE_ASSIGN_OR_RETURN(const Recipe recipe, RecipeOf(complete));
   if (recipe.needs_calibration() && !spec.has_calibration()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("spec.calibration: recipe '", recipe.name, "' needs calibration text"));
+    return absl::InvalidArgumentError(absl::StrCat("spec.calibration: recipe '", recipe.name,
+                                                   "' with scheme '", recipe.scheme,
+                                                   "' needs calibration text"));
   }
   return complete;
 }
@@ -204,6 +206,7 @@ v1::Recipe RecipeToProto(const Recipe& recipe) {
   proto.set_gptq_damping(recipe.gptq.damping);
   proto.set_gptq_act_order(recipe.gptq.act_order);
   proto.set_gptq_mse_clip(recipe.gptq.mse_clip);
+  proto.set_llm_int8_threshold(recipe.llm_int8.threshold);
   proto.set_true_sequential(recipe.true_sequential);
   return proto;
 }

@@ -476,6 +476,7 @@ absl::Status QuantizationApi::ListSchemes(const Caller&, const v1::ListSchemesRe
     info->set_asymmetric(!scheme.symmetric());
     info->set_int8_activations(scheme.activation == Activation::kInt8PerToken);
     info->set_e4m3_activations(scheme.activation == Activation::kE4M3PerToken);
+    info->set_outliers(scheme.outliers);
   }
   return absl::OkStatus();
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/codec.h"
 
 namespace nibble::testing {
 
@@ -53,6 +54,11 @@ class Activations {
         buffers_.push_back(Take(backend, groups * sizeof(int32_t)));
         view.sums = buffers_.back()->as<int32_t>();
       }
+      if (format.outliers.count > 0) {
+        const auto stride = static_cast<size_t>(OutlierStride(format.outliers.count));
+        buffers_.push_back(Take(backend, static_cast<size_t>(rows) * stride * sizeof(float)));
+        view.outliers = buffers_.back()->data();
+      }
       set_.views[static_cast<size_t>(set_.count++)] = view;
     }
   }
@@ -69,6 +75,10 @@ inline double ActivationValue(const ActView& view, int64_t row, int64_t col) {
   if (view.format.dtype == DType::kF32) return static_cast<const float*>(view.data)[at];
   if (view.format.dtype == DType::kBF16) {
     return BF16ToF32(static_cast<const uint16_t*>(view.data)[at]);
+  }
+  const OutlierFeatures& split = view.format.outliers;
+  if (const int64_t i = FindOutlier(split.features, split.count, col); i >= 0) {
+    return static_cast<const float*>(view.outliers)[row * OutlierStride(split.count) + i];
   }
   const int64_t groups = view.format.GroupsPerRow(view.cols);
   const int64_t group = view.format.group < 0 ? 0 : col / view.format.group;

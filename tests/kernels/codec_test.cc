@@ -293,6 +293,19 @@ TEST(Int8Test, CodesOfASpanLieWithinHalfAStepAndReachTheEnds) {
   EXPECT_EQ(EncodeInt8(std::nanf(""), 1.0f), -127);
 }
 
+TEST(FindOutlierTest, GivesThePlaceInTheListOrMinusOne) {
+  const std::vector<int32_t> features = {0, 3, 4, 90, 91};
+  for (int64_t count = 0; count <= 5; ++count) {
+    for (int32_t k = 0; k < 100; ++k) {
+      const auto end = features.begin() + count;
+      const auto found = std::find(features.begin(), end, k);
+      EXPECT_EQ(FindOutlier(features.data(), count, k),
+                found == end ? -1 : found - features.begin())
+          << k << " of " << count;
+    }
+  }
+}
+
 TEST(ReadWeightTest, IsTheValueOfTheCodeTimesTheScaleOfTheGroupForEveryScheme) {
   for (const Scheme& scheme : kSchemes) {
     const testing::RandomWeight weight(scheme, 35, 172, 3);
@@ -300,6 +313,10 @@ TEST(ReadWeightTest, IsTheValueOfTheCodeTimesTheScaleOfTheGroupForEveryScheme) {
     for (int64_t n = 0; n < w.rows; ++n) {
       for (int64_t k = 0; k < w.cols; ++k) {
         if (!scheme.quantized()) continue;
+        if (const int64_t j = FindOutlier(w.outlier_features, w.outliers, k); j >= 0) {
+          ASSERT_EQ(ReadWeight(w, n, k), BF16ToF32(w.outlier_weights[n * w.outliers + j]));
+          continue;
+        }
         const int64_t groups = scheme.GroupsPerRow(w.cols);
         const int64_t g = k / scheme.GroupWidth(w.cols);
         const int64_t i = n * groups + g;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "kernels/backend.h"
 #include "kernels/codec.h"
@@ -122,6 +123,10 @@ TEST_P(LinearScheme, ARowDoesNotDependOnTheRowsBesideItNorOnThreads) {
             view.scales += row * groups;
             view.sums += row * groups;
           }
+          if (view.format.outliers.count > 0) {
+            view.outliers = static_cast<float*>(view.outliers) +
+                            row * OutlierStride(view.format.outliers.count);
+          }
           const auto alone = Multiply(*backend, *linear, one, 1, kOut);
           EXPECT_EQ(alone, std::vector<float>(whole.begin() + row * kOut,
                                               whole.begin() + (row + 1) * kOut))
@@ -177,6 +182,47 @@ TEST(LinearGroupTest, WeightsOfDifferentSchemesShareOneInput) {
     EXPECT_EQ(Floats32(*outs[i], count),
               Multiply(*backend, *alone, single.activations.set(), 3, weights[i]->view().rows));
   }
+}
+
+// The same codes and scales in w8a8, and the same bf16 weights in bf16.
+TEST(OutliersTest, WithoutAnyTheProductIsThatOfW8A8AndWithNothingElseThatOfBF16) {
+  constexpr int64_t kRows = 5, kOut = 70, kIn = 200;
+  std::vector<int32_t> all(kIn);
+  std::iota(all.begin(), all.end(), 0);
+  const RandomWeight none(*FindScheme("llm-int8"), kOut, kIn, 1, {});
+  const RandomWeight every(*FindScheme("llm-int8"), kOut, kIn, 2, all);
+  WeightView w8a8 = none.view();
+  w8a8.scheme = FindScheme("w8a8");
+  const WeightView bf16{FindScheme("bf16"), kOut, kIn, every.view().outlier_weights};
+  for (const std::string& tier : Tiers()) {
+    for (const Mode mode : {Mode::kExact, Mode::kFast}) {
+      auto backend = Make(tier, 1);
+      const auto product = [&](const WeightView& w, Mode its_mode) {
+        auto linear = backend->Prepare({{w}, {}}, its_mode).value();
+        const Input input(*backend, *linear, kRows, kIn, 3);
+        return Multiply(*backend, *linear, input.activations.set(), kRows, kOut);
+      };
+      EXPECT_EQ(product(none.view(), mode), product(w8a8, mode)) << tier;
+      EXPECT_EQ(product(every.view(), mode), product(bf16, Mode::kExact)) << tier;
+    }
+  }
+}
+
+TEST(OutliersTest, LinearsOfOneInputShareAListIfTheirFeaturesAreTheSame) {
+  const Scheme& scheme = *FindScheme("llm-int8");
+  const RandomWeight a(scheme, 40, 96, 1, {3, 50});
+  const RandomWeight same(scheme, 33, 96, 2, {3, 50});
+  const RandomWeight other(scheme, 7, 96, 3, {3, 51});
+  const RandomWeight none(scheme, 7, 96, 4, {});
+  auto backend = Make("", 1);
+  const auto formats = [&](const RandomWeight& x, const RandomWeight& y) {
+    auto linear = backend->Prepare({{x.view(), y.view()}, {}}, Mode::kFast).value();
+    return linear->input_formats().size();
+  };
+  EXPECT_EQ(formats(a, same), 1u);
+  EXPECT_EQ(formats(a, other), 2u);
+  EXPECT_EQ(formats(a, none), 2u);
+  EXPECT_EQ(formats(none, RandomWeight(*FindScheme("w8a8"), 9, 96, 5)), 1u);
 }
 
 TEST(LinearGroupTest, ModesStateTheInputTheyWant) {

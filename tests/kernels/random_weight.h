@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <random>
 #include <vector>
 
@@ -15,17 +16,23 @@ namespace nibble::testing {
 
 class RandomWeight {
  public:
-  RandomWeight(const Scheme& scheme, int64_t rows, int64_t cols, uint32_t seed) {
+  RandomWeight(RandomWeight&&) = default;  // Views stay valid.
+  RandomWeight(const RandomWeight&) = delete;
+  // In schemes with outliers every fifth feature is one.
+  RandomWeight(const Scheme& scheme, int64_t rows, int64_t cols, uint32_t seed)
+      : RandomWeight(scheme, rows, cols, seed, EveryFifth(scheme, cols)) {}
+  RandomWeight(const Scheme& scheme, int64_t rows, int64_t cols, uint32_t seed,
+               const std::vector<int32_t>& outliers) {
     std::mt19937 random(seed);
     std::normal_distribution<float> normal;
     view_.scheme = &scheme;
     view_.rows = rows;
     view_.cols = cols;
-    const auto list = StoredTensors(scheme, rows, cols);
+    view_.outliers = static_cast<int64_t>(outliers.size());
+    const auto list = StoredTensors(view_);
     for (const StoredTensor& tensor : list) {
       if (tensor.part == Part::kShape) continue;
-      std::vector<uint32_t>& data = parts_[static_cast<size_t>(tensor.part)];
-      data.assign(static_cast<size_t>(tensor.bytes() + 3) / 4 + 1, 0);
+      parts_[tensor.part].assign(static_cast<size_t>(tensor.bytes() + 3) / 4 + 1, 0);
     }
     for (const StoredTensor& tensor : list) view_.Set(tensor.part, Data(tensor.part));
     uint32_t* codes = Data(Part::kCodes);
@@ -77,15 +84,31 @@ class RandomWeight {
         }
       }
     }
+    for (size_t i = 0; i < outliers.size(); ++i) {
+      reinterpret_cast<int32_t*>(Data(Part::kOutlierFeatures))[i] = outliers[i];
+      for (int64_t n = 0; n < rows; ++n) {
+        reinterpret_cast<int8_t*>(codes)[n * cols + outliers[i]] = 0;
+        reinterpret_cast<uint16_t*>(
+            Data(Part::kOutlierWeights))[n * view_.outliers + static_cast<int64_t>(i)] =
+            F32ToBF16(0.5f * normal(random));
+      }
+    }
   }
 
   const WeightView& view() const { return view_; }
 
  private:
-  uint32_t* Data(Part part) { return parts_[static_cast<size_t>(part)].data(); }
+  static std::vector<int32_t> EveryFifth(const Scheme& scheme, int64_t cols) {
+    std::vector<int32_t> features;
+    for (int32_t k = 1; scheme.outliers && k < cols && k < 5 * kMaxOutlierFeatures; k += 5) {
+      features.push_back(k);
+    }
+    return features;
+  }
+  uint32_t* Data(Part part) { return parts_[part].data(); }
 
   WeightView view_;
-  std::vector<uint32_t> parts_[kMaxStoredTensors];
+  std::map<Part, std::vector<uint32_t>> parts_;
 };
 
 }  // namespace nibble::testing

@@ -207,6 +207,85 @@ TEST(RmsNormTest, WritesE4M3AlikeInEveryTier) {
   }
 }
 
+TEST(OutliersTest, AreHandedOverAsTheyAreAndTheRestIsEncodedAsIfTheyWereZero) {
+  for (const int64_t dim : kRowLengths) {
+    std::vector<int32_t> features;
+    for (int32_t k = 0; k < dim && features.size() < 20; k += 1 + k % 9) features.push_back(k);
+    const OutlierFeatures outliers{static_cast<int32_t>(features.size()), features.data()};
+    const ActFormat formats[] = {{DType::kF32, 0}, {DType::kI8, kWholeRow, outliers}};
+    std::vector<uint8_t> scalar;
+    for (const std::string& tier : Tiers()) {
+      auto backend = Make(tier);
+      auto gate = TakeFloats(*backend, RandomFloats(kRows * dim, 1));
+      auto up = RandomFloats(kRows * dim, 2);
+      for (int64_t row = 0; row < kRows; ++row) {  // They would spoil the scale.
+        for (const int32_t k : features) up[static_cast<size_t>(row * dim + k)] *= 100.0f;
+      }
+      auto ups = TakeFloats(*backend, up);
+      Activations out(*backend, formats, kRows, dim);
+      backend->GatedActivation({.gate = {gate->data(), DType::kF32},
+                                .up = {ups->data(), DType::kF32},
+                                .rows = kRows,
+                                .dim = dim,
+                                .activation = GateActivation::kSilu,
+                                .out = out.set()});
+      const auto* y = static_cast<const float*>(out.set().views[0].data);
+      const ActView& split = out.set().views[1];
+      const auto* codes = static_cast<const int8_t*>(split.data);
+      for (int64_t row = 0; row < kRows; ++row) {
+        std::vector<float> rest(y + row * dim, y + (row + 1) * dim);
+        const auto* values =
+            static_cast<const float*>(split.outliers) + row * OutlierStride(outliers.count);
+        for (size_t i = 0; i < features.size(); ++i) {
+          float& value = rest[static_cast<size_t>(features[i])];
+          EXPECT_EQ(values[i], value) << row << ", " << features[i];
+          value = 0;
+        }
+        for (int32_t i = outliers.count; i < OutlierStride(outliers.count); ++i) {
+          EXPECT_EQ(values[i], 0.0f);
+        }
+        float absmax = 0;
+        for (const float x : rest) absmax = std::max(absmax, std::abs(x));
+        EXPECT_EQ(split.scales[row], Int8Scale(absmax));
+        int32_t sum = 0;
+        for (int64_t k = 0; k < dim; ++k) {
+          const int8_t code = EncodeInt8(rest[static_cast<size_t>(k)], Int8InverseScale(absmax));
+          ASSERT_EQ(codes[row * dim + k], code) << row << ", " << k;
+          sum += code;
+        }
+        EXPECT_EQ(split.sums[row], sum);
+      }
+      const auto bytes = Bytes(out.set(), kRows);
+      if (tier == "scalar") scalar = bytes;
+      EXPECT_EQ(bytes, scalar) << tier << ", " << dim;
+    }
+  }
+}
+
+TEST(OutliersTest, AnInfiniteOneLeavesTheScaleAlone) {
+  const int32_t feature = 40;
+  const ActFormat format{DType::kI8, kWholeRow, {1, &feature}};
+  for (const std::string& tier : Tiers()) {
+    for (const size_t at : {size_t{40}, size_t{41}}) {
+      auto backend = Make(tier);
+      std::vector<float> values(64, 1.0f);
+      values[at] = std::numeric_limits<float>::infinity();
+      auto gate = TakeFloats(*backend, std::vector<float>(64, 1.0f));
+      auto up = TakeFloats(*backend, values);
+      Activations out(*backend, {&format, 1}, 1, 64);
+      backend->GatedActivation({.gate = {gate->data(), DType::kF32},
+                                .up = {up->data(), DType::kF32},
+                                .rows = 1,
+                                .dim = 64,
+                                .activation = GateActivation::kSilu,
+                                .out = out.set()});
+      const ActView& view = out.set().views[0];
+      EXPECT_EQ(std::isnan(view.scales[0]), at == 41) << tier;
+      EXPECT_EQ(std::isinf(static_cast<const float*>(view.outliers)[0]), at == 40) << tier;
+    }
+  }
+}
+
 TEST(GatedActivationTest, IsTheFunctionAndEqualInEveryTier) {
   for (const GateActivation activation : {GateActivation::kSilu, GateActivation::kGeluTanh}) {
     for (const int64_t dim : kRowLengths) {

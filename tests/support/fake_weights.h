@@ -67,8 +67,9 @@ class FakeWeights final : public WeightSource {
     view.scheme = stored.scheme;
     view.rows = stored.rows;
     view.cols = stored.cols;
-    for (const StoredTensor& tensor : StoredTensors(*view.scheme, view.rows, view.cols)) {
-      view.Set(tensor.part, stored.parts[static_cast<size_t>(tensor.part)].data());
+    view.outliers = stored.outliers;
+    for (const StoredTensor& tensor : StoredTensors(view)) {
+      view.Set(tensor.part, stored.parts.at(tensor.part).data());
     }
     return view;
   }
@@ -83,8 +84,8 @@ class FakeWeights final : public WeightSource {
  private:
   struct Stored {
     const Scheme* scheme;
-    int64_t rows, cols;
-    std::vector<uint32_t> parts[kMaxStoredTensors];  // words, so that they are aligned
+    int64_t rows, cols, outliers;
+    std::map<Part, std::vector<uint32_t>> parts;  // words, so that they are aligned
   };
 
   void AddNorm(const std::string& name, int64_t size) {
@@ -99,14 +100,17 @@ class FakeWeights final : public WeightSource {
     stored.scheme = &scheme;
     stored.rows = rows;
     stored.cols = cols;
+    stored.outliers = scheme.outliers ? cols / 16 : 0;
     const double deviation = 1.5 / std::sqrt(static_cast<double>(cols));
     std::normal_distribution<float> normal(0.0f, static_cast<float>(deviation));
-    for (const StoredTensor& tensor : StoredTensors(scheme, rows, cols)) {
-      std::vector<uint32_t>& words = stored.parts[static_cast<size_t>(tensor.part)];
+    for (const StoredTensor& tensor : StoredTensors(scheme, rows, cols, stored.outliers)) {
+      std::vector<uint32_t>& words = stored.parts[tensor.part];
       words.resize(static_cast<size_t>((tensor.bytes() + 3) / 4));
       const double spread = (scheme.quantized() ? scheme.span() : 1.0) * 0.58;  // of uniform codes
       const auto scale = static_cast<float>(deviation / spread);
-      if (tensor.part == Part::kNested) {
+      if (tensor.part == Part::kOutlierFeatures) {
+        for (size_t i = 0; i < words.size(); ++i) words[i] = static_cast<uint32_t>(16 * i + 3);
+      } else if (tensor.part == Part::kNested) {
         for (uint32_t& word : words) word = std::bit_cast<uint32_t>(scale);
       } else if (tensor.dtype == DType::kF32) {
         for (uint32_t& word : words) word = std::bit_cast<uint32_t>(normal(random_));

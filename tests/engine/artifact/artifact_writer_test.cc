@@ -55,12 +55,15 @@ TEST_F(ArtifactWriterTest, EverySchemeComesBackAsItWasWritten) {
       EXPECT_EQ(view->scheme, &scheme);
       EXPECT_EQ(view->rows, module.rows);
       EXPECT_EQ(view->cols, module.cols);
+      EXPECT_EQ(view->outliers, module.outliers);
       for (const SafetensorsEntry& tensor : WeightEntries(module)) {
         const std::string bytes = TinyBytes(tensor, spec.modules);
         const void* stored = tensor.name.ends_with("_scale")        ? view->scales
                              : tensor.name.ends_with("_nested")     ? view->nested
                              : tensor.name.ends_with("_zero_point") ? view->zeros
                              : tensor.name.ends_with("_shape")      ? nullptr
+                             : tensor.name.ends_with("_outliers")   ? view->outlier_weights
+                             : tensor.name.ends_with("_features")   ? view->outlier_features
                                                                     : view->codes;
         if (stored == nullptr) continue;
         EXPECT_EQ(std::memcmp(stored, bytes.data(), bytes.size()), 0) << tensor.name;
@@ -69,6 +72,18 @@ TEST_F(ArtifactWriterTest, EverySchemeComesBackAsItWasWritten) {
     EXPECT_EQ((*checkpoint)->Vector("model.norm.weight")->size(), kTinyHidden);
     EXPECT_EQ(*VerifyArtifact(directory), summary->digest);
   }
+}
+
+TEST_F(ArtifactWriterTest, AModuleMayHaveNoOutliers) {
+  std::vector<ModuleWeight> modules = TinyModules(FindScheme("llm-int8"), FindScheme("bf16"));
+  for (ModuleWeight& module : modules) module.outliers = 0;
+  const std::string directory = NewDirectory("none");
+  auto summary = WriteTinyArtifact(PosixFileSystem(), directory, TinySpec(source_, modules));
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  auto checkpoint = Checkpoint::Open(directory);
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_EQ((*checkpoint)->Weight(kLinear)->outliers, 0);
+  EXPECT_EQ((*checkpoint)->Weight(kLinear)->scheme, FindScheme("llm-int8"));
 }
 
 TEST_F(ArtifactWriterTest, SchemesMayDifferFromModuleToModule) {

@@ -173,6 +173,46 @@ TEST_F(HfCheckpointTest, TensorsMustBeWhatTheirSchemeStores) {
   EXPECT_THAT(Error(), HasSubstr("shape [1099511627776, -1]"));
 }
 
+TEST_F(HfCheckpointTest, OutlierFeaturesMustBeFeaturesInOrderAndNotTooMany) {
+  const Scheme& scheme = *FindScheme("llm-int8");
+  WriteConfig(BuildQuantizationConfig({{"a", &scheme}}));
+  const auto open_with = [&](int64_t cols, const std::vector<int32_t>& features, int64_t columns) {
+    std::vector<SafetensorsEntry> tensors =
+        WeightEntries({"a", &scheme, 4, cols, static_cast<int64_t>(features.size())});
+    tensors[3].shape[1] = columns;
+    std::string file = *BuildSafetensorsHeader(tensors, {});
+    for (const SafetensorsEntry& tensor : tensors) {
+      std::string bytes = TinyBytes(tensor, {});
+      if (tensor.name == "a.outlier_features") {
+        std::memcpy(bytes.data(), features.data(), bytes.size());
+      }
+      file += bytes;
+    }
+    WriteFile(dir_.File("model.safetensors"), file);
+    return Checkpoint::Open(dir_.path());
+  };
+  const auto message = [&](int64_t cols, const std::vector<int32_t>& features, int64_t columns) {
+    const absl::Status status = open_with(cols, features, columns).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    return std::string(status.message());
+  };
+  EXPECT_TRUE(open_with(64, {0, 5, 63}, 3).ok());
+  EXPECT_TRUE(open_with(64, {}, 0).ok());
+  EXPECT_THAT(message(64, {0, 5, 64}, 3),
+              HasSubstr("a.outlier_features[2] is 64, features must ascend and be in 0..63"));
+  EXPECT_THAT(message(64, {-1, 5}, 2), HasSubstr("a.outlier_features[0] is -1"));
+  EXPECT_THAT(message(64, {5, 5}, 2), HasSubstr("a.outlier_features[1] is 5"));
+  EXPECT_THAT(message(64, {6, 5}, 2), HasSubstr("a.outlier_features[1] is 5"));
+  EXPECT_THAT(message(64, {0, 5}, 3),
+              HasSubstr("a.weight_outliers is BF16 [4, 3], scheme llm-int8 stores BF16 [4, 2]"));
+  EXPECT_THAT(message(2, {0, 1, 2}, 3), HasSubstr("not I32 [n] with n in 0..2"));
+  EXPECT_THAT(message(1000, std::vector<int32_t>(257, 1), 257), HasSubstr("n in 0..256"));
+
+  WriteWeights("model.safetensors", {{"a.weight", DType::kI8, {4, 64}, 0, 0},
+                                     {"a.weight_scale", DType::kBF16, {4, 1}, 0, 0}});
+  EXPECT_THAT(Error(), HasSubstr("a.outlier_features is missing"));
+}
+
 TEST_F(HfCheckpointTest, ADirectoryWithOneGgufFileIsThatFile) {
   WriteFile(dir_.File("model.gguf"), "GGUF");
   EXPECT_THAT(Error(), HasSubstr("version"));

@@ -100,7 +100,11 @@ TEST(QuantizationConfigTest, SchemesAreSaidInTheWordsOfTheDialect) {
        {{"num_bits", 8}, {"type", "float"}, {"strategy", "token"}, {"dynamic", true}}},
       {"fp8-w8a16", "naive-quantized", {{"num_bits", 8}, {"type", "float"}}, nullptr},
       {"nf4", "nf4-quantized", {{"num_bits", 4}, {"type", "nf4"}, {"group_size", 64}}, nullptr},
-      {"nf4-dq", "nf4-double-quantized", {{"num_bits", 4}, {"type", "nf4"}}, nullptr}};
+      {"nf4-dq", "nf4-double-quantized", {{"num_bits", 4}, {"type", "nf4"}}, nullptr},
+      {"llm-int8",
+       "llm-int8-quantized",
+       {{"num_bits", 8}, {"type", "int"}, {"strategy", "channel"}},
+       {{"num_bits", 8}, {"type", "int"}, {"strategy", "token"}, {"dynamic", true}}}};
   for (const Said& said : cases) {
     const json section = BuildQuantizationConfig({{"a", FindScheme(said.scheme)}});
     const json& group = section["config_groups"]["group_0"];

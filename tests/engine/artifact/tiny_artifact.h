@@ -33,14 +33,17 @@ inline nlohmann::json TinyConfig() {
 // The linears and the embedding of the model, all in `linear`, the embedding in `embedding`.
 inline std::vector<ModuleWeight> TinyModules(const Scheme* linear, const Scheme* embedding) {
   const std::string block = "model.layers.0.";
-  return {{"model.embed_tokens", embedding, kTinyVocab, kTinyHidden},
-          {block + "self_attn.q_proj", linear, kTinyHidden, kTinyHidden},
-          {block + "self_attn.k_proj", linear, kTinyHidden / 2, kTinyHidden},
-          {block + "self_attn.v_proj", linear, kTinyHidden / 2, kTinyHidden},
-          {block + "self_attn.o_proj", linear, kTinyHidden, kTinyHidden},
-          {block + "mlp.gate_proj", linear, kTinyIntermediate, kTinyHidden},
-          {block + "mlp.up_proj", linear, kTinyIntermediate, kTinyHidden},
-          {block + "mlp.down_proj", linear, kTinyHidden, kTinyIntermediate}};
+  std::vector<ModuleWeight> modules = {
+      {"model.embed_tokens", embedding, kTinyVocab, kTinyHidden},
+      {block + "self_attn.q_proj", linear, kTinyHidden, kTinyHidden},
+      {block + "self_attn.k_proj", linear, kTinyHidden / 2, kTinyHidden},
+      {block + "self_attn.v_proj", linear, kTinyHidden / 2, kTinyHidden},
+      {block + "self_attn.o_proj", linear, kTinyHidden, kTinyHidden},
+      {block + "mlp.gate_proj", linear, kTinyIntermediate, kTinyHidden},
+      {block + "mlp.up_proj", linear, kTinyIntermediate, kTinyHidden},
+      {block + "mlp.down_proj", linear, kTinyHidden, kTinyIntermediate}};
+  for (ModuleWeight& module : modules) module.outliers = module.scheme->outliers ? 3 : 0;
+  return modules;
 }
 
 inline std::vector<SafetensorsEntry> TinyNorms(DType dtype = DType::kBF16) {
@@ -71,6 +74,13 @@ inline std::string TinyBytes(const SafetensorsEntry& tensor,
     for (const ModuleWeight& module : modules) {
       const int64_t shape[] = {module.rows, module.cols};
       if (tensor.name == module.name + ".weight_shape") std::memcpy(bytes.data(), shape, 16);
+    }
+    return bytes;
+  }
+  if (tensor.name.ends_with(".outlier_features")) {
+    for (int32_t i = 0; i < tensor.shape[0]; ++i) {
+      const int32_t feature = 7 * i + 2;
+      std::memcpy(bytes.data() + 4 * i, &feature, 4);
     }
     return bytes;
   }

@@ -82,6 +82,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"Int3", "int3-g64", "bf16", Mode::kFast, 1e-3},
                       Case{"Nf4DoubleQuantized", "nf4-dq", "bf16", Mode::kFast, 1e-3},
                       Case{"W8A8", "w8a8", "bf16", Mode::kFast, 2e-3},
+                      Case{"LlmInt8", "llm-int8", "bf16", Mode::kFast, 2e-3},
                       Case{"Fp8", "fp8", "bf16", Mode::kFast, 2e-3},
                       Case{"Fp8Exact", "fp8", "bf16", Mode::kExact, 2e-3},
                       Case{"KvInt8", "bf16", "int8", Mode::kFast, 2e-3}),

@@ -114,6 +114,8 @@ TEST_F(CudaQuantize, ObservesAnInputThatIsReadInEveryFormat) {
   PipelineSpec spec = Spec("gptq");
   spec.recipe.overrides = {{"*.q_proj", "w8a8"}, {"*.k_proj", "fp8"}};
   EXPECT_GT(ExactKl(OnGpu(spec)), 0.0);
+  spec.recipe.overrides.push_back({"*.v_proj", "llm-int8"});
+  EXPECT_GT(ExactKl(OnGpu(spec)), 0.0);
 }
 
 TEST(CudaWeightRoundingMemory, TooLittleIsResourceExhausted) {

@@ -140,6 +140,47 @@ TEST_F(PipelineTest, EveryRecipeMakesAnArtifactThatTheReaderOpens) {
   }
 }
 
+TEST_F(PipelineTest, OutliersAreCalibratedPerInputAndReported) {
+  for (const char* recipe : {"rtn", "gptq", "awq"}) {
+    PipelineSpec spec = Spec(recipe);
+    spec.recipe.scheme = "llm-int8";
+    spec.recipe.overrides = {{"layers.1.self_attn.k_proj", "w8a8"},
+                             {"layers.1.self_attn.v_proj", "fp8"}};
+    spec.recipe.true_sequential = recipe != std::string("gptq");
+    const PipelineResult result = Undisturbed(spec);
+    const auto artifact = Checkpoint::Open(result.artifact_dir);
+    ASSERT_TRUE(artifact.ok()) << artifact.status();
+    for (const nlohmann::json& module : result.report["modules"]) {
+      const auto name = module["module"].get<std::string>();
+      const WeightView view = *(*artifact)->Weight(name);
+      EXPECT_EQ(module["outliers"].get<int64_t>(), view.outliers) << name;
+      EXPECT_LT(module["relative_error"].get<double>(), 0.01) << name;
+    }
+    const WeightView q = *(*artifact)->Weight("model.layers.0.self_attn.q_proj");
+    ASSERT_EQ(q.outliers, 4) << "one in 16 of the five that a large gain makes so";
+    const WeightView v = *(*artifact)->Weight("model.layers.0.self_attn.v_proj");
+    EXPECT_TRUE(std::equal(q.outlier_features, q.outlier_features + 4, v.outlier_features));
+    for (int i = 0; i < 4; ++i) EXPECT_EQ(q.outlier_features[i] % 13, 4);
+    EXPECT_THAT(ReadFile(result.artifact_dir + "/report.html"), HasSubstr("llm-int8, 4 outliers"));
+  }
+}
+
+TEST_F(PipelineTest, BeyondEveryActivationTheThresholdLeavesW8A8) {
+  PipelineSpec spec = Spec("rtn");
+  spec.recipe.scheme = "w8a8";
+  spec.eval_path = dir_.File("heldout.jsonl");
+  const PipelineResult plain = Undisturbed(spec);
+  spec.recipe.scheme = "llm-int8";
+  const PipelineResult split = Undisturbed(spec);
+  spec.recipe.llm_int8.threshold = 1e30;
+  const PipelineResult none = Undisturbed(spec);
+  const auto kl = [](const PipelineResult& result) {
+    return result.report["evaluation"]["fast"]["kl"].get<double>();
+  };
+  EXPECT_EQ(kl(none), kl(plain));
+  EXPECT_LT(kl(split), 0.9 * kl(plain));
+}
+
 TEST_F(PipelineTest, CalibratedRecipesMoveTheOutputsLessThanRoundingToNearest) {
   std::map<std::string, double> kl;
   for (const char* name : {"rtn", "gptq", "awq", "awq-gptq"}) {
@@ -465,6 +506,8 @@ TEST_F(PipelineTest, WrongSpecsNameTheField) {
   spec = Spec("rtn");
   spec.recipe.overrides = {{"embed_tokens", "w8a8"}};
   EXPECT_THAT(ErrorOf(spec, absl::StatusCode::kInvalidArgument), HasSubstr("weight-only"));
+  spec.recipe.overrides = {{"lm_head", "llm-int8"}};
+  EXPECT_THAT(ErrorOf(spec, absl::StatusCode::kInvalidArgument), HasSubstr("are calibrated"));
   spec = Spec("rtn");
   spec.model_path = dir_.File("nowhere");
   ErrorOf(spec, absl::StatusCode::kNotFound);

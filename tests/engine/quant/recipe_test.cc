@@ -37,6 +37,12 @@ TEST(Recipe, OnlyWhatLooksAtActivationsNeedsCalibration) {
   EXPECT_TRUE(BuiltinRecipe("gptq")->needs_calibration());
   EXPECT_TRUE(BuiltinRecipe("awq")->needs_calibration());
   EXPECT_TRUE(BuiltinRecipe("smoothquant")->needs_calibration());
+  Recipe recipe = *BuiltinRecipe("rtn");
+  recipe.overrides = {{"*.down_proj", "llm-int8"}};
+  EXPECT_TRUE(recipe.needs_calibration()) << "finds the outliers";
+  recipe.overrides.clear();
+  recipe.scheme = "llm-int8";
+  EXPECT_TRUE(recipe.needs_calibration());
 }
 
 TEST(Recipe, JsonCarriesEveryField) {
@@ -47,6 +53,7 @@ TEST(Recipe, JsonCarriesEveryField) {
   recipe.awq = {7, false};
   recipe.smoothquant = {0.25};
   recipe.gptq = {64, 0.05, false, false};
+  recipe.llm_int8 = {4.5};
   recipe.scheme = "int4-g32-asym";
   recipe.overrides = {{"layers.0.*", "int8"}, {"lm_head", "int8-g128"}};
   recipe.embedding_scheme = "int8";
@@ -57,6 +64,7 @@ TEST(Recipe, JsonCarriesEveryField) {
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(again->ToJson(), recipe.ToJson());
   EXPECT_EQ(again->gptq.block_columns, 64);
+  EXPECT_EQ(again->llm_int8.threshold, 4.5);
   EXPECT_EQ(again->overrides.at(1).scheme, "int8-g128");
 }
 
@@ -92,6 +100,8 @@ TEST(Recipe, ErrorsNameTheFieldAndWhatIsAllowed) {
   EXPECT_THAT(ErrorOf({{"gptq", {{"block_columns", 8}}}}), HasSubstr("between 16 and 1024"));
   EXPECT_THAT(ErrorOf({{"gptq", {{"damping", 0}}}}), HasSubstr("recipe.gptq.damping"));
   EXPECT_THAT(ErrorOf({{"smoothquant", {{"alpha", 2}}}}), HasSubstr("between -1 and 1"));
+  EXPECT_THAT(ErrorOf({{"llm_int8", {{"threshold", 0}}}}), HasSubstr("recipe.llm_int8.threshold"));
+  EXPECT_THAT(ErrorOf({{"head_scheme", "llm-int8"}}), HasSubstr("outliers are calibrated"));
   EXPECT_THAT(ErrorOf({{"overrides", {{{"pattern", "*"}, {"scheme", "int1"}}}}}),
               HasSubstr("recipe.overrides[0].scheme"));
   EXPECT_THAT(ErrorOf({{"overrides", {{{"scheme", "int8"}}}}}), HasSubstr("pattern"));

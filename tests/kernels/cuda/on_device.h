@@ -70,7 +70,7 @@ class WeightOnDevice {
     weight_.rows = view.rows;
     weight_.cols = view.cols;
     WeightView device = view;
-    for (const StoredTensor& tensor : StoredTensors(*view.scheme, view.rows, view.cols)) {
+    for (const StoredTensor& tensor : StoredTensors(view)) {
       const void* host = view.Get(tensor.part);
       if (host == nullptr) continue;
       std::vector<uint8_t> bytes(static_cast<size_t>(tensor.bytes()));
@@ -82,6 +82,9 @@ class WeightOnDevice {
     weight_.scales = device.scales;
     weight_.zeros = device.zeros;
     weight_.nested = device.nested;
+    weight_.outliers = device.outliers;
+    weight_.outlier_weights = device.outlier_weights;
+    weight_.outlier_features = device.outlier_features;
   }
   const DeviceWeight& weight() const { return weight_; }
 
@@ -118,6 +121,9 @@ class ActsOnDevice {
       sums_.push_back(OnDevice<int32_t>::Poisoned(groups));
       if (groups > 0) view.scales = scales_.back().data();
       if (format.dtype == DType::kI8) view.sums = sums_.back().data();
+      outliers_.push_back(OnDevice<uint16_t>::Poisoned(
+          static_cast<size_t>(rows * OutlierStride(format.outliers.count))));
+      if (format.outliers.count > 0) view.outliers = outliers_.back().data();
       set_.views[static_cast<size_t>(set_.count++)] = view;
     }
   }
@@ -125,12 +131,14 @@ class ActsOnDevice {
   std::vector<uint8_t> Data(size_t view) const { return data_[view].Read(); }
   std::vector<float> Scales(size_t view) const { return scales_[view].Read(); }
   std::vector<int32_t> Sums(size_t view) const { return sums_[view].Read(); }
+  std::vector<uint16_t> Outliers(size_t view) const { return outliers_[view].Read(); }
 
  private:
   ActSet set_;
   std::vector<OnDevice<uint8_t>> data_;
   std::vector<OnDevice<float>> scales_;
   std::vector<OnDevice<int32_t>> sums_;
+  std::vector<OnDevice<uint16_t>> outliers_;
 };
 
 template <typename T>

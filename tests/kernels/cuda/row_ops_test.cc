@@ -180,6 +180,70 @@ TEST(CudaGatedActivation, IsTheActivationTimesUpInEveryFormat) {
   }
 }
 
+TEST(CudaGatedActivation, HandsOutliersOverAndEncodesTheRestAsIfTheyWereZero) {
+  for (const int64_t dim : Lengths()) {
+    SCOPED_TRACE(dim);
+    std::vector<int32_t> features;
+    for (int32_t k = 0; k < dim && features.size() < 100; k += 1 + k % 9) features.push_back(k);
+    const auto count = static_cast<int32_t>(features.size());
+    const int64_t stride = OutlierStride(count);
+    const OnDevice<int32_t> list(features);
+    // The row itself must come out of it whole: for the next format.
+    const ActFormat formats[] = {
+        {DType::kF32, 0}, {DType::kI8, kWholeRow, {count, list.data()}}, {DType::kI8, kWholeRow}};
+    const auto gate = RandomFloats(kRows * dim, 1);
+    auto up = RandomFloats(kRows * dim, 2);
+    for (int64_t row = 0; row < kRows; ++row) {  // They would spoil the scale.
+      for (const int32_t k : features) up[static_cast<size_t>(row * dim + k)] *= 100.0f;
+    }
+    const OnDevice<float> device_gate(gate), device_up(up);
+    const ActsOnDevice out(formats, kRows, dim);
+    GatedActivationArgs args{};
+    args.gate = Floats{device_gate.data(), DType::kF32};
+    args.up = Floats{device_up.data(), DType::kF32};
+    args.rows = kRows;
+    args.dim = dim;
+    args.activation = GateActivation::kSilu;
+    args.out = out.set();
+    LaunchGatedActivation(TestDevice(), args);
+    const auto y = As<float>(out.Data(0));
+    const auto outliers = out.Outliers(1);
+    const auto codes = As<int8_t>(out.Data(1)), whole = As<int8_t>(out.Data(2));
+    for (int64_t row = 0; row < kRows; ++row) {
+      std::vector<float> rest(y.begin() + row * dim, y.begin() + (row + 1) * dim);
+      const auto absmax = [&rest] {
+        float most = 0;
+        for (const float x : rest) most = std::max(most, std::abs(x));
+        return most;
+      };
+      const auto at = static_cast<size_t>(row);
+      EXPECT_EQ(out.Scales(2)[at], Int8Scale(absmax()));
+      for (int64_t k = 0; k < dim; ++k) {
+        ASSERT_EQ(whole[static_cast<size_t>(row * dim + k)],
+                  EncodeInt8(rest[static_cast<size_t>(k)], Int8InverseScale(absmax())));
+      }
+      for (int64_t i = 0; i < stride; ++i) {
+        const uint16_t stored = outliers[static_cast<size_t>(row * stride + i)];
+        if (i >= count) {
+          EXPECT_EQ(stored, 0);
+          continue;
+        }
+        float& value = rest[static_cast<size_t>(features[static_cast<size_t>(i)])];
+        EXPECT_EQ(stored, F32ToBF16(value)) << row << ", " << i;
+        value = 0;
+      }
+      EXPECT_EQ(out.Scales(1)[at], Int8Scale(absmax()));
+      int32_t sum = 0;
+      for (int64_t k = 0; k < dim; ++k) {
+        const int8_t code = EncodeInt8(rest[static_cast<size_t>(k)], Int8InverseScale(absmax()));
+        ASSERT_EQ(codes[static_cast<size_t>(row * dim + k)], code) << row << ", " << k;
+        sum += code;
+      }
+      EXPECT_EQ(out.Sums(1)[at], sum);
+    }
+  }
+}
+
 TEST(CudaAddBias, AddsToEveryRow) {
   for (const DType type : {DType::kF32, DType::kBF16}) {
     const auto y = RandomFloats(5 * 301, 1);
