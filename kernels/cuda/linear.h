@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The linears of the CUDA backend: how each weight is kept, and which kernel multiplies it for how
-// many tokens (kLinearTable in linear.cc; kInvariantTable where results must not depend on that).
+// The linears of the CUDA backend: how each weight is kept (prepare_linear.cc), and which kernel
+// multiplies it for how many tokens (kLinearTable in linear.cc; kInvariantTable where results must
+// not depend on that).
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <span>
@@ -77,6 +79,22 @@ class LinearWorkspace {
   CudaOptions options_;
   DeviceMemory parts_, arrived_, dequantized_, tokens_, sums_;
 };
+
+// ---- Sizes of that scratch
+
+// Weights are dequantized in slices of output features of at most this size, whole output tiles:
+// the library takes it that every matrix is aligned to 256 bytes.
+inline constexpr size_t kSliceBytes = size_t{128} << 20;
+inline constexpr int64_t kSliceStep = kPackedTile;
+// Codes of e4m3 that the library does not multiply are widened for so many tokens and output
+// features at a time.
+inline constexpr int64_t kWidenedTokens = 2048;
+inline constexpr int64_t kWidenedFeatures = 8192;
+// Sums of int8 products: a slice of tokens and output features at a time, which the second-level
+// cache holds until they are scaled.
+inline size_t SumBytes(const DeviceInfo& device) {
+  return std::max(device.cache_bytes / 2, size_t{1} << 18);
+}
 
 // Backend::Prepare.
 absl::StatusOr<std::unique_ptr<CudaLinear>> PrepareCudaLinear(Device& device,
