@@ -143,7 +143,8 @@ void QuantizedWeight::SetOutliers(const std::vector<int32_t>& features, const Ma
     const auto part = static_cast<size_t>(i);
     bytes_[part].resize(static_cast<size_t>(tensors_.items[part].bytes()));
   }
-  std::memcpy(PartData(Part::kOutlierFeatures), features.data(), features.size() * sizeof(int32_t));
+  std::copy(features.begin(), features.end(),
+            reinterpret_cast<int32_t*>(PartData(Part::kOutlierFeatures)));
   auto* columns = reinterpret_cast<uint16_t*>(PartData(Part::kOutlierWeights));
   for (int64_t n = 0; n < rows_; ++n) {
     for (const int32_t k : features) *columns++ = F32ToBF16(weight.at(n, k));

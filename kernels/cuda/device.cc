@@ -193,6 +193,7 @@ size_t Device::FreeBytes() const {
 }
 
 void Device::CopyIn(void* device, const void* host, size_t bytes) {
+  if (bytes == 0) return;
   // From pageable memory the runtime has staged or copied all of it when this returns, but may wait
   // for the stream.
   if (bytes <= kStagedBytes) {
@@ -202,6 +203,7 @@ void Device::CopyIn(void* device, const void* host, size_t bytes) {
   impl_->Note(stream_, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, impl_->stream));
 }
 void Device::CopyOut(void* host, const void* device, size_t bytes) {
+  if (bytes == 0) return;
   if (bytes <= kStagedBytes) {
     const StagingHalves::Place place = impl_->Stage(impl_->out, bytes, stream_, [this](int half) {
       impl_->Deliver([half](const Impl::Arrival& arrival) { return arrival.half == half; });

@@ -73,9 +73,8 @@ class WeightOnDevice {
     for (const StoredTensor& tensor : StoredTensors(view)) {
       const void* host = view.Get(tensor.part);
       if (host == nullptr) continue;
-      std::vector<uint8_t> bytes(static_cast<size_t>(tensor.bytes()));
-      std::memcpy(bytes.data(), host, bytes.size());
-      arrays_.emplace_back(bytes);
+      const auto* bytes = static_cast<const uint8_t*>(host);
+      arrays_.emplace_back(std::vector<uint8_t>(bytes, bytes + tensor.bytes()));
       device.Set(tensor.part, arrays_.back().data());
     }
     weight_.codes = device.codes;
