@@ -250,17 +250,10 @@ class Bench {
         args.out[0] = Floats{operands->out, DType::kBF16};
         return RunCudaLinear(device_, *workspace_, args);
       };
-      auto error = Error(multiply, *linears[0], *reference, *operands, rows, shape);
-      if (!error.ok()) return error.status();
-      result["relative_error"] = *error;
-      if (!(*error < 1e-2)) {
-        result["failed"] = "the result is wrong: not timed";
-        PrintLine(result);
-        ++failures_;
-        continue;
-      }
-      auto seconds = SecondsOfEach(multiply, linears);
+      const auto seconds =
+          CheckAndTime(multiply, linears, *reference, *operands, rows, shape, &result);
       if (!seconds.ok()) return seconds.status();
+      if (*seconds == 0) continue;
       const double each = *seconds;
       const double weight_bytes = static_cast<double>(bytes) / static_cast<double>(linears.size());
       const double operations = 2.0 * static_cast<double>(rows * shape.out * shape.in);
@@ -290,10 +283,22 @@ class Bench {
   int failures() const { return failures_; }
 
  private:
-  // One product, when all are multiplied in turn.
+  // Seconds of one product, when all are multiplied in turn; 0, printed and counted, if it is
+  // wrong.
   template <typename Multiply>
-  absl::StatusOr<double> SecondsOfEach(Multiply&& multiply,
-                                       const std::vector<std::unique_ptr<CudaLinear>>& linears) {
+  absl::StatusOr<double> CheckAndTime(Multiply&& multiply,
+                                      const std::vector<std::unique_ptr<CudaLinear>>& linears,
+                                      const DeviceWeight& reference, const Operands& operands,
+                                      int64_t rows, const Shape& shape, nlohmann::json* result) {
+    const auto error = Error(multiply, *linears[0], reference, operands, rows, shape);
+    if (!error.ok()) return error.status();
+    (*result)["relative_error"] = *error;
+    if (!(*error < 1e-2)) {
+      (*result)["failed"] = "the result is wrong: not timed";
+      PrintLine(*result);
+      ++failures_;
+      return 0;
+    }
     auto seconds = device_.MedianSeconds(
         [&] {
           for (const auto& linear : linears) {
@@ -338,16 +343,10 @@ class Bench {
                                {"tokens", variant.tokens},
                                {"stages", variant.stages},
                                {"chosen", &variant == &chosen}};
-      auto error = Error(multiply, *linears[0], reference, operands, rows, shape);
-      if (!error.ok()) return error.status();
-      if (!(*error < 1e-2)) {
-        result["failed"] = "the result is wrong: not timed";
-        PrintLine(result);
-        ++failures_;
-        continue;
-      }
-      auto seconds = SecondsOfEach(multiply, linears);
+      const auto seconds =
+          CheckAndTime(multiply, linears, reference, operands, rows, shape, &result);
       if (!seconds.ok()) return seconds.status();
+      if (*seconds == 0) continue;
       result["microseconds"] = 1e6 * *seconds;
       result["of_read"] = Ratio(1e-9 * weight_bytes / *seconds, ceilings_.read_gb_per_s);
       results.push_back(result);

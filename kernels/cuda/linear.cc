@@ -200,45 +200,60 @@ absl::Status RunInt8Wgmma(const LinearCall& call) {
   return absl::OkStatus();
 }
 
-// Sums of a slice of tokens and output features at a time, which the second-level cache holds until
-// they are scaled; the next slice's overwrite them there.
 struct SumSlice {
   int64_t tokens, features;
 };
-constexpr int64_t kSumFeatures = 256;  // at least, and in steps of
-constexpr int64_t kSumTokens = 2048;   // at most
-SumSlice SumSliceOf(size_t bytes, int64_t rows) {
-  const auto sums = static_cast<int64_t>(bytes / sizeof(int32_t));
-  const int64_t tokens = std::min({rows, kSumTokens, sums / kSumFeatures});
-  return {tokens, sums / tokens / kSumFeatures * kSumFeatures};
-}
 
-absl::Status MultiplyInt8(const LinearCall& call, int i) {
+// The product with weight i by sums of four bytes, a slice of tokens and output features at a time,
+// which are then scaled. tokens(row, count) and features(first, count) say where the library finds
+// the operands of a slice.
+template <typename Tokens, typename Features>
+absl::Status MultiplySums(const LinearCall& call, int i, DType operands, DType sums,
+                          const SumSlice& slice, Tokens&& tokens, Features&& features) {
   const DeviceWeight& weight = call.weight(i);
   const float* scales = call.part.scales[static_cast<size_t>(i)];
-  const SumSlice slice = SumSliceOf(SumBytes(call.device.info()), call.args.rows);
+  const float* bias = call.bias(i);
   Matmul matmul;
-  matmul.in = DType::kI8;
-  matmul.out = DType::kI32;
+  matmul.in = operands;
+  matmul.out = sums;
   matmul.k = matmul.lda = matmul.ldb = weight.cols;
   matmul.d = call.workspace.sums();
   for (int64_t row = 0; row < call.args.rows; row += slice.tokens) {
     matmul.m = std::min(slice.tokens, call.args.rows - row);
-    matmul.a = static_cast<const int8_t*>(call.in.data) + row * weight.cols;
+    matmul.a = tokens(row, matmul.m);
     Floats out = call.out(i);
     out.data = static_cast<uint8_t*>(out.data) +
                row * weight.rows * static_cast<int64_t>(BytesOf(out.dtype));
     for (int64_t first = 0; first < weight.rows; first += slice.features) {
       matmul.n = matmul.ldd = std::min(slice.features, weight.rows - first);
-      matmul.b = static_cast<const int8_t*>(weight.codes) + first * weight.cols;
+      matmul.b = features(first, matmul.n);
       if (absl::Status status = call.device.Multiply(matmul); !status.ok()) return status;
-      LaunchScaleSums(call.device,
-                      {call.workspace.sums(), DType::kI32, call.in.scales + row, scales + first,
-                       call.bias(i) != nullptr ? call.bias(i) + first : nullptr, matmul.m, matmul.n,
-                       out, first, weight.rows});
+      LaunchScaleSums(call.device, {matmul.d, sums, call.in.scales + row, scales + first,
+                                    bias != nullptr ? bias + first : nullptr, matmul.m, matmul.n,
+                                    out, first, weight.rows});
     }
   }
   return absl::OkStatus();
+}
+
+// Of int8: what the second-level cache holds until it is scaled; the next slice overwrites it
+// there.
+SumSlice SumSliceOf(size_t bytes, int64_t rows) {
+  constexpr int64_t kFeatures = 256;  // at least, and in steps of
+  constexpr int64_t kTokens = 2048;   // at most
+  const auto sums = static_cast<int64_t>(bytes / sizeof(int32_t));
+  const int64_t tokens = std::min({rows, kTokens, sums / kFeatures});
+  return {tokens, sums / tokens / kFeatures * kFeatures};
+}
+
+absl::Status MultiplyInt8(const LinearCall& call, int i) {
+  const int64_t cols = call.weight(i).cols;
+  const auto* codes = static_cast<const int8_t*>(call.weight(i).codes);
+  const auto* in = static_cast<const int8_t*>(call.in.data);
+  return MultiplySums(
+      call, i, DType::kI8, DType::kI32, SumSliceOf(SumBytes(call.device.info()), call.args.rows),
+      [&](int64_t row, int64_t) { return in + row * cols; },
+      [&](int64_t first, int64_t) { return codes + first * cols; });
 }
 
 // Sums are exact and scaled in the same way: the bits of RunInt8, which takes what the library does
@@ -259,35 +274,21 @@ absl::Status RunE4M3(const LinearCall& call) {
 
 // Weight i of codes that are exact in bf16.
 absl::Status MultiplyWidened(const LinearCall& call, int i) {
-  const DeviceWeight& weight = call.weight(i);
-  const auto* codes = static_cast<const uint8_t*>(weight.codes);
-  const float* scales = call.part.scales[static_cast<size_t>(i)];
-  const int64_t slice = std::min(SliceFeatures(call, i), kWidenedFeatures);
-  Matmul matmul;
-  matmul.k = matmul.lda = matmul.ldb = weight.cols;
-  matmul.a = call.workspace.tokens();
-  matmul.b = call.workspace.dequantized();
-  matmul.d = call.workspace.sums();
-  matmul.out = DType::kF32;
-  for (int64_t row = 0; row < call.args.rows; row += kWidenedTokens) {
-    matmul.m = std::min(kWidenedTokens, call.args.rows - row);
-    LaunchWidenE4M3(call.device, static_cast<const uint8_t*>(call.in.data) + row * weight.cols,
-                    matmul.m * weight.cols, call.workspace.tokens());
-    Floats out = call.out(i);
-    out.data = static_cast<uint8_t*>(out.data) +
-               row * weight.rows * static_cast<int64_t>(BytesOf(out.dtype));
-    for (int64_t first = 0; first < weight.rows; first += slice) {
-      matmul.n = matmul.ldd = std::min(slice, weight.rows - first);
-      LaunchWidenE4M3(call.device, codes + first * weight.cols, matmul.n * weight.cols,
-                      call.workspace.dequantized());
-      if (absl::Status status = call.device.Multiply(matmul); !status.ok()) return status;
-      LaunchScaleSums(call.device,
-                      {call.workspace.sums(), DType::kF32, call.in.scales + row, scales + first,
-                       call.bias(i) != nullptr ? call.bias(i) + first : nullptr, matmul.m, matmul.n,
-                       out, first, weight.rows});
-    }
-  }
-  return absl::OkStatus();
+  const int64_t cols = call.weight(i).cols;
+  const auto widened = [&](const void* codes, int64_t first, int64_t count, uint16_t* to) {
+    LaunchWidenE4M3(call.device, static_cast<const uint8_t*>(codes) + first * cols, count * cols,
+                    to);
+    return to;
+  };
+  return MultiplySums(
+      call, i, DType::kBF16, DType::kF32,
+      {kWidenedTokens, std::min(SliceFeatures(call, i), kWidenedFeatures)},
+      [&](int64_t row, int64_t count) {
+        return widened(call.in.data, row, count, call.workspace.tokens());
+      },
+      [&](int64_t first, int64_t count) {
+        return widened(call.weight(i).codes, first, count, call.workspace.dequantized());
+      });
 }
 
 absl::Status RunE4M3Library(const LinearCall& call) {

@@ -9,20 +9,9 @@
 namespace nibble {
 namespace {
 
-struct BF16Rows {
+struct BF16Rows : PlainRows {
   static constexpr int kBytes = 2;
-  static constexpr bool kOutliers = false;
   using Sum = float;
-  struct Tokens {
-    uint32_t word[4];
-  };
-  struct Features {
-    uint32_t word[2];
-  };
-  static NIBBLE_DEVICE Tokens TokensOf(const uint32_t (&rows)[4]) {
-    return {{rows[0], rows[1], rows[2], rows[3]}};
-  }
-  static NIBBLE_DEVICE Features FeaturesOf(uint32_t low, uint32_t high) { return {{low, high}}; }
   static NIBBLE_DEVICE void Multiply(Sum (&sum)[4], const Tokens& tokens,
                                      const Features& features) {
     simt::MmaBF16(sum, tokens.word, features.word);

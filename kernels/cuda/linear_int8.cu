@@ -12,20 +12,9 @@
 namespace nibble {
 namespace {
 
-struct Int8Rows {
+struct Int8Rows : PlainRows {
   static constexpr int kBytes = 1;
-  static constexpr bool kOutliers = false;
   using Sum = int32_t;
-  struct Tokens {
-    uint32_t word[4];
-  };
-  struct Features {
-    uint32_t word[2];
-  };
-  static NIBBLE_DEVICE Tokens TokensOf(const uint32_t (&rows)[4]) {
-    return {{rows[0], rows[1], rows[2], rows[3]}};
-  }
-  static NIBBLE_DEVICE Features FeaturesOf(uint32_t low, uint32_t high) { return {{low, high}}; }
   static NIBBLE_DEVICE void Multiply(Sum (&sum)[4], const Tokens& tokens,
                                      const Features& features) {
     simt::MmaS8(sum, tokens.word, features.word);

@@ -27,6 +27,21 @@ struct LinearRowsParams {
   bool vectors;  // rows are whole multiples of 16 bytes
 };
 
+// What an element has whose rows are the instruction's operands as they are.
+struct PlainRows {
+  static constexpr bool kOutliers = false;
+  struct Tokens {
+    uint32_t word[4];
+  };
+  struct Features {
+    uint32_t word[2];
+  };
+  static NIBBLE_DEVICE Tokens TokensOf(const uint32_t (&rows)[4]) {
+    return {{rows[0], rows[1], rows[2], rows[3]}};
+  }
+  static NIBBLE_DEVICE Features FeaturesOf(uint32_t low, uint32_t high) { return {{low, high}}; }
+};
+
 // Element: kBytes of one; Sum; Tokens and Features, what the instruction takes of 16 and 8 rows of
 // 32 bytes, made from ldmatrix's registers; Multiply; Value, a sum as f32; kOutliers, whether there
 // are any.

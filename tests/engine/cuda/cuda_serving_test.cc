@@ -23,6 +23,7 @@ struct Setting {
   int32_t chunk = 0;
   bool alone = false;
   bool batch_invariant = false;
+  bool replays = true;  // otherwise every launch of every step anew, and one step at a time
 };
 
 std::vector<GenerationRequest> Requests() {
@@ -48,42 +49,65 @@ std::vector<GenerationRequest> Requests() {
   return requests;
 }
 
+// Greedy and drawn texts that end one by one, the first last, so that steps of many sizes come
+// again, padded and not.
+std::vector<GenerationRequest> ManyRequests() {
+  std::vector<GenerationRequest> requests(12);
+  for (int32_t i = 0; i < 12; ++i) {
+    GenerationRequest& request = requests[static_cast<size_t>(i)];
+    for (int32_t k = 0; k < 1 + i * 5; ++k) request.prompt.push_back((7 * i + 13 * k) % 160);
+    SamplingParams& sampling = request.sampling;
+    sampling.seed = static_cast<uint64_t>(i);
+    sampling.max_tokens = 16 - i;
+    sampling.ignore_eos = true;
+    sampling.logprobs = 1;
+    sampling.temperature = i % 2 == 0 ? 0.0f : 0.9f;
+  }
+  return requests;
+}
+
 struct Output {
   std::vector<std::vector<int32_t>> tokens;
   std::vector<float> logprobs;
   uint64_t preemptions = 0;
 };
 
-Output Serve(const char* scheme, const Setting& setting) {
+Output Serve(const char* scheme, const Setting& setting,
+             const std::vector<GenerationRequest>& requests = Requests()) {
   Output output;
   const DecoderConfig config = TinyConfig();
   const FakeWeights weights(config, *FindScheme(scheme));
   DecoderRunnerOptions options;
   options.kv_format = FindKvFormat("int8");
-  options.max_sequences = 8;
+  options.max_sequences = static_cast<int32_t>(requests.size()) + 4;
   options.token_budget = 128;
   const KvSpec spec{options.kv_format, config.layers, config.kv_heads, config.head_dim};
   options.kv_bytes = spec.BytesPerBlock() * setting.kv_blocks;
-  auto runner =
-      DecoderRunner::Load(MakeEmulatedBackend({.batch_invariant = setting.batch_invariant}).value(),
-                          config, weights, options);
+  std::unique_ptr<Backend> device =
+      MakeEmulatedBackend({.batch_invariant = setting.batch_invariant}).value();
+  std::unique_ptr<Backend> hidden;  // behind a backend that hides what it can do by itself
+  if (!setting.replays) {
+    hidden = std::move(device);
+    device = std::make_unique<testing::CountingBackend>(*hidden);
+  }
+  auto runner = DecoderRunner::Load(std::move(device), config, weights, options);
   EXPECT_TRUE(runner.ok()) << runner.status();
+  EXPECT_EQ((*runner)->limits().ahead, setting.replays);
   const Backend& backend = (*runner)->decoder().backend();
   const auto memory_left = backend.MemoryLeft();
   EngineOptions engine_options;
   engine_options.prefill_chunk = setting.chunk;
   const auto engine = Engine::Make(*std::move(runner), nullptr, engine_options, nullptr).value();
   std::vector<std::unique_ptr<Reader>> readers;
-  for (GenerationRequest& request : Requests()) {
+  for (const GenerationRequest& request : requests) {
     readers.push_back(std::make_unique<Reader>(1000));
-    EXPECT_TRUE(engine->Submit(std::move(request), readers.back()->stream).ok());
+    EXPECT_TRUE(engine->Submit(request, readers.back()->stream).ok());
     while (setting.alone && engine->Step()) {
     }
   }
   while (engine->Step()) {
   }
   EXPECT_EQ(backend.MemoryLeft(), memory_left) << "a step allocated";
-  const std::vector<GenerationRequest> requests = Requests();
   for (size_t i = 0; i < readers.size(); ++i) {
     EXPECT_TRUE(readers[i]->Read());
     EXPECT_TRUE(readers[i]->end->status.ok()) << readers[i]->end->status;
@@ -95,52 +119,8 @@ Output Serve(const char* scheme, const Setting& setting) {
     }
   }
   EXPECT_EQ(engine->Stats().kv_blocks_used, 0);
+  EXPECT_EQ(engine->Stats().device_seconds > 0, setting.replays);
   output.preemptions = engine->Stats().preemptions;
-  return output;
-}
-
-// Twelve greedy and drawn texts of different lengths, so that steps of many sizes come again,
-// padded and not. Without `replays`, every launch of every step anew and one step at a time.
-Output ServeReplayed(const char* scheme, bool replays) {
-  Output output;
-  const DecoderConfig config = TinyConfig();
-  const FakeWeights weights(config, *FindScheme(scheme));
-  DecoderRunnerOptions options;
-  options.kv_format = FindKvFormat("int8");
-  options.max_sequences = 16;
-  options.token_budget = 128;
-  options.kv_bytes = int64_t{1} << 24;
-  // A backend that hides what the inner one can do by itself.
-  const std::unique_ptr<Backend> inner = MakeEmulatedBackend().value();
-  auto runner = DecoderRunner::Load(
-      replays ? MakeEmulatedBackend().value() : std::make_unique<testing::CountingBackend>(*inner),
-      config, weights, options);
-  EXPECT_TRUE(runner.ok()) << runner.status();
-  EXPECT_EQ((*runner)->limits().ahead, replays);
-  const auto engine = Engine::Make(*std::move(runner), nullptr, {}, nullptr).value();
-  std::vector<std::unique_ptr<Reader>> readers;
-  for (int32_t i = 0; i < 12; ++i) {
-    GenerationRequest request;
-    for (int32_t k = 0; k < 1 + i * 5; ++k) request.prompt.push_back((7 * i + 13 * k) % 160);
-    request.sampling.seed = static_cast<uint64_t>(i);
-    request.sampling.max_tokens = 16 - i;  // they end one by one, the first last
-    request.sampling.ignore_eos = true;
-    request.sampling.logprobs = 1;
-    request.sampling.temperature = i % 2 == 0 ? 0.0f : 0.9f;
-    readers.push_back(std::make_unique<Reader>(1000));
-    EXPECT_TRUE(engine->Submit(std::move(request), readers.back()->stream).ok());
-  }
-  while (engine->Step()) {
-  }
-  for (const auto& reader : readers) {
-    EXPECT_TRUE(reader->Read());
-    output.tokens.push_back(reader->choice(0).tokens);
-    for (const TokenLogprob& entry : reader->choice(0).logprobs) {
-      output.logprobs.push_back(entry.logprob);
-    }
-  }
-  EXPECT_EQ(engine->Stats().kv_blocks_used, 0);
-  EXPECT_EQ(engine->Stats().device_seconds > 0, replays);
   return output;
 }
 
@@ -187,8 +167,8 @@ TEST(CudaServingByDefault, LogitsDependOnTheBatch) {
 }
 
 TEST_P(CudaServing, ReplayedStepsThatRunAheadGiveTheSameBitsAsOthers) {
-  const Output replayed = ServeReplayed(GetParam(), true);
-  const Output launched = ServeReplayed(GetParam(), false);
+  const Output replayed = Serve(GetParam(), {}, ManyRequests());
+  const Output launched = Serve(GetParam(), {.replays = false}, ManyRequests());
   EXPECT_EQ(replayed.tokens, launched.tokens);
   EXPECT_EQ(replayed.logprobs, launched.logprobs);
 }
