@@ -2,9 +2,10 @@
 // Attention of a step: which instances of attention_kernel.h run, the fold of split sequences, and
 // the quantization of rows for outputs with scales.
 //
-// Tiling: the fold takes a warp per sequence and query head, the quantization a block per row.
-// Limit: bytes; head_dim + 2 floats per run of 512 tokens are small beside the keys and values of
-// the run.
+// Tiling: the fold takes a block per decoded sequence, tile of query heads and slice of the head, a
+// thread two sums of a row; the quantization a block per row.
+// Limit: the latency of the fold's loads, kAhead parts at a time, and of two more launches; a part
+// is padded_dim + 8 floats of each query head beside 64 or 512 keys and values.
 #include <algorithm>
 #include <string>
 
@@ -17,7 +18,7 @@ namespace {
 
 struct Format {
   KvCode k, v;
-  const AttentionInstances* instances;
+  const AttentionFormat* instances;
 };
 constexpr Format kFormats[] = {
     {KvCode::kF32, KvCode::kF32, &kAttentionF32},     //
@@ -28,74 +29,137 @@ constexpr Format kFormats[] = {
     {KvCode::kInt4, KvCode::kInt4, &kAttentionInt4},
 };
 
-// nullptr if there is none.
-const AttentionInstance* FindInstance(const DeviceInfo& device, const KvSpec& spec, bool split) {
+// nullptr if there are none.
+const AttentionInstances* FindInstances(const KvSpec& spec) {
   if (spec.head_dim % kCudaHeadDimMultiple != 0) return nullptr;
   for (const Format& format : kFormats) {
     if (format.k != spec.format->k || format.v != spec.format->v) continue;
-    for (const AttentionInstance& instance : *format.instances) {
-      if (spec.head_dim <= instance.largest_head_dim && (instance.split || !split) &&
-          instance.shared_bytes <= device.shared_bytes_per_block) {
-        return &instance;
-      }
+    for (const AttentionInstances& instances : *format.instances) {
+      if (spec.head_dim <= instances.largest_head_dim) return &instances;
     }
   }
   return nullptr;
 }
 
-// out = the fold of the runs of a split sequence, for one query head.
+// Warps of a block: `wanted`, or half of them as often as it takes to fit shared memory; 0 if not
+// even `least` do.
+int FittingWarps(const DeviceInfo& device, const AttentionInstance& instance, int wanted,
+                 int least) {
+  for (int warps = wanted; warps >= least; warps /= 2) {
+    if (instance.shared_bytes(warps) <= device.shared_bytes_per_block) return warps;
+  }
+  return 0;
+}
+constexpr int kLeastDecodeWarps = 2, kLeastPrefillWarps = 2;
+constexpr int kMostResidentBlocks = 16;  // of a multiprocessor
+
+// Bytes of shared memory that two blocks of a multiprocessor can have at most.
+constexpr size_t kHalfShared = 100 << 10;
+
+// `wanted` 0: four, unless two blocks of them do not fit.
+int DecodeWarps(const DeviceInfo& device, const AttentionInstance& instance, int wanted) {
+  if (wanted == 0 && instance.shared_bytes(4) > kHalfShared) wanted = kLeastDecodeWarps;
+  return FittingWarps(device, instance, wanted == 0 ? 4 : wanted, kLeastDecodeWarps);
+}
+int PrefillWarps(const DeviceInfo& device, const AttentionInstance& instance, int wanted) {
+  return FittingWarps(device, instance, wanted == 0 ? instance.max_warps : wanted,
+                      kLeastPrefillWarps);
+}
+
+struct FoldParams {
+  AttentionParams attention;
+  int pairs;  // of AttentionInstances
+};
+
+// out = the fold of the parts of a decoded sequence: tiles into runs, runs into the result.
 struct FoldKernel {
-  using Params = AttentionParams;
+  using Params = FoldParams;
   static constexpr int kThreads = 128;
-  static constexpr int kMinBlocks = 1;
-  static constexpr int kElements = kCudaMaxHeadDim / simt::kWarp;  // of a lane
+  static constexpr int kMinBlocks = 4;
+  static constexpr int kAhead = 8;                          // loads under way
+  static constexpr int kOperands = kThreads / simt::kWarp;  // of a block
 
-  static NIBBLE_DEVICE void Run(const Params& p) {
+  static NIBBLE_DEVICE void Run(const Params& params) {
     simt::WaitForPreviousKernel();
-    const int64_t job = int64_t{simt::BlockX()} * (kThreads / simt::kWarp) + simt::WarpIndex();
-    if (job < int64_t{p.batch.sequences} * p.heads) {
-      FoldHead(p, static_cast<int32_t>(job / p.heads), static_cast<int32_t>(job % p.heads));
-    }
     simt::StartNextKernel();
-  }
+    const AttentionParams& p = params.attention;
+    const int32_t row_tiles = SplitRowTiles(p.group);
+    const int32_t slices = PaddedHeadDim(p.head_dim) / 8 / kOperands;
+    int32_t item = simt::BlockX();
+    const int32_t slice = item % slices;
+    item /= slices;
+    const int32_t row_tile = item % row_tiles;
+    item /= row_tiles;
+    const int32_t kv_head = item % p.kv_heads, sequence = item / p.kv_heads;
 
-  static NIBBLE_DEVICE int32_t Runs(const Params& p, int32_t sequence) {
-    return PlanOf(p.batch, sequence, p.group, p.window).Pieces(true, p.group);
-  }
-
-  static NIBBLE_DEVICE void FoldHead(const Params& p, int32_t sequence, int32_t head) {
-    const int32_t runs = Runs(p, sequence);
-    if (runs <= 1) return;
+    const Interval parts = PlanOf(p.batch, sequence, p.group, p.window).Parts(p.part_tiles);
+    if (parts.count <= 1) return;
     int32_t before = 0;
-    for (int32_t s = simt::Lane(); s < sequence; s += simt::kWarp) before += Runs(p, s);
+    for (int32_t s = simt::Lane(); s < sequence; s += simt::kWarp) {
+      before += PlanOf(p.batch, s, p.group, p.window).Parts(p.part_tiles).count;
+    }
     before = simt::WarpSum(before);
-    const int64_t stride = p.heads * PartialFloats(p.head_dim);
-    const float* run = p.partials + before * stride + head * PartialFloats(p.head_dim);
-    float largest = run[p.head_dim], sum = run[p.head_dim + 1];
-    float o[kElements];
-    NIBBLE_UNROLL
-    for (int i = 0; i < kElements; ++i) {
-      const int d = i * simt::kWarp + simt::Lane();
-      o[i] = d < p.head_dim ? run[d] : 0.0f;
-    }
-    for (int32_t r = 1; r < runs; ++r) {
-      run += stride;
-      const RowFold fold = FoldRun(largest, sum, run[p.head_dim], run[p.head_dim + 1]);
+    if (before + parts.count > p.capacity) return;
+
+    const int32_t first_row = row_tile * kSplitRows, row = simt::Lane() / 4;
+    const int32_t left = p.group - first_row, rows = left < kSplitRows ? left : kSplitRows;
+    if (row >= rows) return;
+    const int32_t operand = slice * kOperands + simt::WarpIndex();
+    const int64_t stride = p.heads * PartialFloats(PaddedHeadDim(p.head_dim)) / 2;
+    const auto* states = reinterpret_cast<const simt::Vec8*>(p.Partial(before, kv_head, first_row));
+    const simt::Vec8* sums = states + operand * 4 * rows + simt::Lane();
+    states += slices * kOperands * 4 * rows + simt::Lane();
+
+    RowState run, total;
+    float run_sums[2] = {}, total_sums[2] = {};
+    bool folded = false;
+    for (int32_t first = 0; first < parts.count; first += kAhead) {
+      simt::Vec8 state[kAhead], sum[kAhead];
       NIBBLE_UNROLL
-      for (int i = 0; i < kElements; ++i) {
-        const int d = i * simt::kWarp + simt::Lane();
-        if (d < p.head_dim) o[i] = Fold(fold, o[i], run[d]);
+      for (int i = 0; i < kAhead; ++i) {
+        const int32_t part = first + i < parts.count ? first + i : parts.count - 1;
+        state[i] = states[part * stride];
+        sum[i] = sums[part * stride];
+      }
+      NIBBLE_UNROLL
+      for (int i = 0; i < kAhead; ++i) {
+        if (first + i >= parts.count) break;
+        FoldInto(state[i], sum[i], run, run_sums);
+        const bool last = first + i + 1 == parts.count;
+        if (!last && (parts.first + first + i + 1) * p.part_tiles % kRunTiles != 0) continue;
+        if (folded) {
+          const RowFold fold = total.Take(run.largest, run.sum);
+          NIBBLE_UNROLL
+          for (int e = 0; e < 2; ++e) total_sums[e] = Fold(fold, total_sums[e], run_sums[e]);
+        } else {
+          total = run;
+          total_sums[0] = run_sums[0];
+          total_sums[1] = run_sums[1];
+        }
+        folded = true;
+        run = RowState();
+        run_sums[0] = run_sums[1] = 0.0f;
       }
     }
-    const float inverse = 1.0f / sum;
+    const int64_t head = kv_head * p.group + first_row + row;
+    const float inverse = 1.0f / total.sum;
     NIBBLE_UNROLL
-    for (int i = 0; i < kElements; ++i) {
-      const int d = i * simt::kWarp + simt::Lane();
+    for (int e = 0; e < 2; ++e) {
+      const int column = simt::Lane() % 4 * 2 + e;
+      const int d = (operand / params.pairs * 8 + column) * params.pairs + operand % params.pairs;
       if (d < p.head_dim) {
-        WriteRowFloat(p.out, p.batch.query_start[sequence], int64_t{head} * p.head_dim + d,
-                      o[i] * inverse);
+        WriteRowFloat(p.out, p.batch.query_start[sequence], head * p.head_dim + d,
+                      total_sums[e] * inverse);
       }
     }
+  }
+
+  static NIBBLE_DEVICE void FoldInto(const simt::Vec8& state, const simt::Vec8& sum, RowState& row,
+                                     float (&sums)[2]) {
+    const RowFold fold =
+        row.Take(std::bit_cast<float>(state.word[0]), std::bit_cast<float>(state.word[1]));
+    NIBBLE_UNROLL
+    for (int e = 0; e < 2; ++e) sums[e] = Fold(fold, sums[e], std::bit_cast<float>(sum.word[e]));
   }
 };
 
@@ -142,7 +206,11 @@ ActSet PlainOutputs(const ActSet& out, int64_t dim, float* rows) {
 }  // namespace
 
 absl::Status CheckAttention(const DeviceInfo& device, const KvSpec& spec) {
-  if (FindInstance(device, spec, true) != nullptr) return absl::OkStatus();
+  const AttentionInstances* instances = FindInstances(spec);
+  if (instances != nullptr && DecodeWarps(device, instances->decode, 0) > 0 &&
+      PrefillWarps(device, instances->prefill, 0) > 0) {
+    return absl::OkStatus();
+  }
   return absl::UnimplementedError(
       "no attention kernel for " + device.name + ", KV cache in " + spec.format->name +
       " and heads of " + std::to_string(spec.head_dim) + "; heads can be multiples of " +
@@ -153,14 +221,19 @@ absl::Status CheckAttention(const DeviceInfo& device, const KvSpec& spec) {
 
 size_t AttentionPartialBytes(int64_t sequences, int64_t max_blocks, int32_t heads,
                              int32_t head_dim) {
-  return static_cast<size_t>(sequences * MaxRuns(max_blocks) * heads * PartialFloats(head_dim)) *
+  return static_cast<size_t>(PartialCapacity(sequences, max_blocks) * heads *
+                             PartialFloats(PaddedHeadDim(head_dim))) *
          sizeof(float);
 }
 
-void LaunchAttention(Device& device, const AttentionArgs& args, const AttentionScratch& scratch) {
+void LaunchAttention(Device& device, const AttentionArgs& args, const AttentionScratch& scratch,
+                     const AttentionTuning& tuning) {
   const BatchView& batch = *args.batch;
   if (batch.rows == 0 || batch.sequences == 0) return;
+  const DeviceInfo& info = device.info();
   const KvSpec& spec = args.kv->spec;
+  const AttentionInstances* instances = FindInstances(spec);
+  NIBBLE_CHECK(instances != nullptr);
   AttentionParams p{};
   p.batch = batch;
   p.q = args.q;
@@ -172,32 +245,42 @@ void LaunchAttention(Device& device, const AttentionArgs& args, const AttentionS
   p.window = args.window;
   p.softcap = args.softcap;
   p.kv = KvLayoutOf(*args.kv, args.layer);
+  p.capacity = static_cast<int32_t>(PartialCapacity(batch.sequences, batch.max_blocks));
+  if (tuning.max_parts > 0) p.capacity = std::min(p.capacity, tuning.max_parts);
   p.partials = scratch.partials;
   const int64_t dim = int64_t{args.heads} * spec.head_dim;
   p.out = PlainOutputs(args.out, dim, scratch.rows);
 
-  for (const bool split : {true, false}) {
-    const AttentionInstance* instance = FindInstance(device.info(), spec, split);
-    NIBBLE_CHECK(instance != nullptr);
-    const int64_t pieces = MaxPieces(batch, p.group, split, instance->rows) * spec.kv_heads;
-    if (pieces == 0) continue;
-    p.split = split;
+  // More blocks than can be resident would only look for work.
+  const int64_t most_blocks = int64_t{kMostResidentBlocks} * info.multiprocessors;
+  const auto launch = [&](const AttentionInstance& instance, int warps, int64_t pieces) {
     LaunchShape shape;
-    // More blocks than can be resident would only look for work.
-    constexpr int64_t kResident = 8;
-    shape.grid_x =
-        static_cast<int>(std::min<int64_t>(pieces, kResident * device.info().multiprocessors));
-    shape.threads = instance->threads;
-    shape.shared_bytes = instance->shared_bytes;
-    instance->launch(device.stream(), shape, p);
+    shape.grid_x = static_cast<int>(std::min(pieces * spec.kv_heads, most_blocks));
+    shape.threads = warps * simt::kWarp;
+    shape.shared_bytes = instance.shared_bytes(warps);
+    instance.launch(device.stream(), shape, p);
+  };
+
+  // Runs, unless there are fewer than multiprocessors.
+  const int64_t runs = MaxSplitPieces(batch, p.group, kRunTiles) * spec.kv_heads;
+  const bool tiles = tuning.part_tiles == 0 ? runs < info.multiprocessors : tuning.part_tiles == 1;
+  p.part_tiles =
+      tiles && int64_t{batch.sequences} * batch.max_blocks <= kMaxPartialTiles ? 1 : kRunTiles;
+  launch(instances->decode,
+         p.part_tiles == 1 ? 1 : DecodeWarps(info, instances->decode, tuning.decode_warps),
+         MaxSplitPieces(batch, p.group, p.part_tiles));
+  const int warps = PrefillWarps(info, instances->prefill, tuning.prefill_warps);
+  if (const int64_t pieces = MaxRowPieces(batch, p.group, warps * instances->prefill.warp_rows,
+                                          p.part_tiles, p.capacity);
+      pieces > 0) {
+    launch(instances->prefill, warps, pieces);
   }
-  if (MaxRuns(batch.max_blocks) > 1) {
-    p.split = true;
-    constexpr int kWarps = FoldKernel::kThreads / simt::kWarp;
+  if (MaxParts(batch.max_blocks, p.part_tiles) > 1) {
     LaunchShape shape;
-    shape.grid_x = static_cast<int>((int64_t{batch.sequences} * p.heads + kWarps - 1) / kWarps);
+    shape.grid_x = batch.sequences * p.kv_heads * SplitRowTiles(p.group) *
+                   (PaddedHeadDim(p.head_dim) / 8 / FoldKernel::kOperands);
     shape.threads = FoldKernel::kThreads;
-    Launch<FoldKernel>(device.stream(), shape, p);
+    Launch<FoldKernel>(device.stream(), shape, {p, instances->pairs});
   }
   if (WantsCodes(args.out)) {
     LaunchShape shape;

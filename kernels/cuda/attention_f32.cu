@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention over pages of f32; tiling and limit are in attention_kernel.h.
+// Attention over pages of f32; tiling and limit are in attention_decode.h and attention_prefill.h.
 #include "kernels/cuda/attention_table.h"
 
 namespace nibble {
 
-constinit const AttentionInstances kAttentionF32 =
-    AttentionInstancesOf<KvCode::kF32, KvCode::kF32>();
+constinit const AttentionFormat kAttentionF32 = AttentionFormatOf<KvCode::kF32, KvCode::kF32>();
 
 }  // namespace nibble

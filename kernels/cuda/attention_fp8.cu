@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention over pages of fp8; tiling and limit are in attention_kernel.h.
+// Attention over pages of fp8; tiling and limit are in attention_decode.h and attention_prefill.h.
 #include "kernels/cuda/attention_table.h"
 
 namespace nibble {
 
-constinit const AttentionInstances kAttentionFp8 =
-    AttentionInstancesOf<KvCode::kFp8, KvCode::kFp8>();
+constinit const AttentionFormat kAttentionFp8 = AttentionFormatOf<KvCode::kFp8, KvCode::kFp8>();
 
 }  // namespace nibble

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention over pages of int4; tiling and limit are in attention_kernel.h.
+// Attention over pages of int4; tiling and limit are in attention_decode.h and attention_prefill.h.
 #include "kernels/cuda/attention_table.h"
 
 namespace nibble {
 
-constinit const AttentionInstances kAttentionInt4 =
-    AttentionInstancesOf<KvCode::kInt4, KvCode::kInt4>();
+constinit const AttentionFormat kAttentionInt4 = AttentionFormatOf<KvCode::kInt4, KvCode::kInt4>();
 
 }  // namespace nibble

@@ -1,41 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0
-// The instances of the attention kernel: for each KV format, by head and rows of queries. A format
-// is compiled in a file of its own.
+// The instances of the attention kernels: for each KV format, by head. A format is compiled in a
+// file of its own.
 #pragma once
 
 #include <array>
 #include <cstddef>
 
-#include "kernels/cuda/attention_kernel.h"
+#include "kernels/cuda/attention_decode.h"
+#include "kernels/cuda/attention_prefill.h"
 #include "kernels/cuda/launch.h"
 
 namespace nibble {
 
-// The first that fits is taken.
 struct AttentionInstance {
-  int32_t largest_head_dim;
-  int32_t rows;  // of a block
-  int32_t threads;
-  bool split;           // also for sequences that are split
-  size_t shared_bytes;  // that the device must have
+  int max_warps;  // of a block
+  int warp_rows;
+  size_t (*shared_bytes)(int warps);
   void (*launch)(Stream&, const LaunchShape&, const AttentionParams&);
 };
-using AttentionInstances = std::array<AttentionInstance, 5>;
+// The first of a format with a head that is long enough is taken.
+struct AttentionInstances {
+  int32_t largest_head_dim;
+  AttentionInstance decode, prefill;
+  int pairs;  // KvTile::kPairs of the values: the order of partial results
+};
+using AttentionFormat = std::array<AttentionInstances, 3>;
 
-template <KvCode kKeyCode, KvCode kValueCode, int kDim, int kParts>
+template <class Kernel>
 constexpr AttentionInstance AttentionInstanceOf() {
-  using Kernel = AttentionKernel<kKeyCode, kValueCode, kDim, kParts>;
-  return {kDim,        Kernel::kRows,        Kernel::kThreads,
-          kParts == 4, Kernel::kSharedBytes, &Launch<Kernel>};
+  return {Kernel::kMaxWarps, Kernel::kWarpRows, &Kernel::SharedBytes, &Launch<Kernel>};
+}
+template <KvCode k, KvCode v, int kDim>
+constexpr AttentionInstances AttentionInstancesOf() {
+  return {kDim, AttentionInstanceOf<AttentionDecodeKernel<k, v, kDim>>(),
+          AttentionInstanceOf<AttentionPrefillKernel<k, v, kDim>>(), KvTile<v, kDim>::kPairs};
 }
 template <KvCode k, KvCode v>
-constexpr AttentionInstances AttentionInstancesOf() {
-  return {AttentionInstanceOf<k, v, 64, 1>(), AttentionInstanceOf<k, v, 64, 4>(),
-          AttentionInstanceOf<k, v, 128, 2>(), AttentionInstanceOf<k, v, 128, 4>(),
-          AttentionInstanceOf<k, v, 256, 4>()};
+constexpr AttentionFormat AttentionFormatOf() {
+  return {AttentionInstancesOf<k, v, 64>(), AttentionInstancesOf<k, v, 128>(),
+          AttentionInstancesOf<k, v, 256>()};
 }
 
-extern const AttentionInstances kAttentionF32, kAttentionBF16, kAttentionFp8, kAttentionInt8,
+extern const AttentionFormat kAttentionF32, kAttentionBF16, kAttentionFp8, kAttentionInt8,
     kAttentionK8V4, kAttentionInt4;
 
 }  // namespace nibble

@@ -20,15 +20,17 @@
 #include "kernels/dtype.h"
 
 // NIBBLE_UNROLL stands before a loop whose register arrays need constant indices, NIBBLE_ROLL
-// before one that would need too many registers if it were unrolled.
+// before one that would need too many registers if it were unrolled, NIBBLE_UNROLL_4 between them.
 #ifdef __CUDACC__
 #define NIBBLE_DEVICE __device__ __forceinline__
 #define NIBBLE_UNROLL _Pragma("unroll")
 #define NIBBLE_ROLL _Pragma("unroll 1")
+#define NIBBLE_UNROLL_4 _Pragma("unroll 4")
 #else
 #define NIBBLE_DEVICE inline
 #define NIBBLE_UNROLL
 #define NIBBLE_ROLL
+#define NIBBLE_UNROLL_4
 #endif
 
 namespace nibble::simt {

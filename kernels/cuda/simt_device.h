@@ -171,7 +171,12 @@ __device__ __forceinline__ uint32_t PickBytes(uint32_t low, uint32_t high, uint3
   return __byte_perm(low, high, selector);
 }
 
-__device__ __forceinline__ float Exp2(float x) { return exp2f(x); }
+// Results below 2^-126 are zero.
+__device__ __forceinline__ float Exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 __device__ __forceinline__ float Log2(float x) { return log2f(x); }
 __device__ __forceinline__ float Tanh(float x) { return tanhf(x); }
 __device__ __forceinline__ float Reciprocal(float x) { return __frcp_rn(x); }

@@ -55,7 +55,8 @@ class Attention {
   // Output rows in f32; `formats` of the output in `outputs` if given.
   std::vector<float> Run(const std::vector<TestSequence>& sequences,
                          std::span<const ActFormat> formats = kPlain,
-                         std::unique_ptr<ActsOnDevice>* outputs = nullptr) {
+                         std::unique_ptr<ActsOnDevice>* outputs = nullptr,
+                         const AttentionTuning& tuning = {}) {
     const int64_t width = int64_t{shape.heads} * shape.head_dim;
     std::vector<uint16_t> rows;
     for (size_t s = 0; s < sequences.size(); ++s) {
@@ -79,8 +80,8 @@ class Attention {
     args.kv = &kv.pool();
     args.layer = PagedKv::kLayer;
     args.out = out->set();
-    LaunchAttention(TestDevice(), args,
-                    {reinterpret_cast<float*>(partials.data()), scratch.data()});
+    LaunchAttention(TestDevice(), args, {reinterpret_cast<float*>(partials.data()), scratch.data()},
+                    tuning);
     auto result = As<float>(out->Data(0));
     if (outputs != nullptr) *outputs = std::move(out);
     return result;
@@ -202,6 +203,21 @@ TEST_P(CudaAttention, ARowsBitsDependOnWhatItSeesAlone) {
     const auto batch = moved.Run({{end, 1}, {200, 1}, {90, 30}});
     // The keys and values of the first sequence are the first of the random numbers.
     EXPECT_EQ(std::vector<float>(batch.begin(), batch.begin() + width), slice(9, 1));
+  }
+}
+
+// Parts of tiles and of runs, blocks of any size, sequences that find no room for their parts.
+TEST_P(CudaAttention, HowTheWorkIsCutChangesNoBit) {
+  const std::vector<TestSequence> sequences = {{1100, 1}, {40, 1}, {0, 0}, {700, 1}, {90, 12}};
+  for (const Shape& shape : {Shape{18, 2, 24, 0, 0.0f}, Shape{4, 1, 128, 610, 0.0f}}) {
+    Attention attention(*GetParam(), shape, Lengths(sequences));
+    const auto out = attention.Run(sequences);
+    for (const AttentionTuning& tuning :
+         {AttentionTuning{8, 2, 2, 0}, {8, 4, 4, 0}, {8, 0, 8, 3}, {1, 0, 0, 18}}) {
+      EXPECT_EQ(attention.Run(sequences, Attention::kPlain, nullptr, tuning), out)
+          << tuning.part_tiles << " " << tuning.decode_warps << " " << tuning.prefill_warps << " "
+          << tuning.max_parts;
+    }
   }
 }
 

@@ -173,7 +173,7 @@ TEST(AttentionPlanTest, TilesHoldWhatIsSeenAndNoMore) {
   }
 }
 
-TEST(AttentionPlanTest, PiecesCoverRowsAndRunsWithinTheBound) {
+TEST(AttentionPlanTest, PiecesCoverRowsAndKeysWithinTheBound) {
   for (const int32_t group : {1, 4, 7, 16, 20}) {
     for (const int32_t window : {0, 100, 600}) {
       std::vector<int32_t> start = {0}, context;
@@ -189,27 +189,44 @@ TEST(AttentionPlanTest, PiecesCoverRowsAndRunsWithinTheBound) {
       batch.query_start = start.data();
       batch.context_length = context.data();
       batch.max_blocks = 25;
-      for (const int32_t row_tile : {16, 64}) {
-        int64_t split = 0, whole = 0;
+      for (const int32_t part_tiles : {1, kRunTiles}) {
+        int64_t split = 0, whole = 0, parts = 0;
         for (int32_t s = 0; s < batch.sequences; ++s) {
           const SequencePlan plan = PlanOf(batch, s, group, window);
-          const int32_t tiles = (plan.rows() + row_tile - 1) / row_tile;
-          EXPECT_EQ(plan.Pieces(false, row_tile), plan.tokens > 1 ? tiles : 0);
+          const Interval cut = plan.Parts(part_tiles);
           if (plan.tokens == 1) {
-            const Interval runs = plan.Runs();
             const Interval keys = VisibleTiles(plan.context - 1, plan.context - 1, window);
-            EXPECT_EQ(runs.first, keys.first / kRunTiles);
-            EXPECT_EQ(runs.first + runs.count - 1, (keys.first + keys.count - 1) / kRunTiles);
-            EXPECT_EQ(plan.Pieces(true, row_tile), runs.count * tiles);
+            EXPECT_EQ(cut.first, keys.first / part_tiles);
+            EXPECT_EQ(cut.first + cut.count - 1, (keys.first + keys.count - 1) / part_tiles);
+          } else {
+            EXPECT_EQ(cut.count, 0);
+            EXPECT_EQ(plan.RowTiles(16), (plan.rows() + 15) / 16);
+            whole += plan.RowTiles(16);
           }
-          split += plan.Pieces(true, row_tile);
-          whole += plan.Pieces(false, row_tile);
+          parts += cut.count;
+          split += cut.count * SplitRowTiles(group);
         }
-        EXPECT_LE(split, MaxPieces(batch, group, true, row_tile));
-        EXPECT_LE(whole, MaxPieces(batch, group, false, row_tile));
+        EXPECT_LE(split, MaxSplitPieces(batch, group, part_tiles));
+        EXPECT_LE(whole, MaxRowPieces(batch, group, 16, part_tiles, kMaxPartialRuns));
+        EXPECT_LE(parts, PartialCapacity(batch.sequences, batch.max_blocks));
       }
     }
   }
+}
+
+// A step that is within what was reserved has no more parts than were reserved; and the memory for
+// them ends somewhere.
+TEST(AttentionPlanTest, RoomForPartsGrowsWithTheStepUpToABound) {
+  for (const int64_t sequences : {1, 7, 256}) {
+    for (const int64_t blocks : {1, 8, 9, 2048}) {
+      const int64_t capacity = PartialCapacity(sequences, blocks);
+      EXPECT_LE(capacity, kMaxPartialRuns);
+      EXPECT_LE(capacity, sequences * blocks);
+      EXPECT_LE(capacity, PartialCapacity(sequences + 1, blocks));
+      EXPECT_LE(capacity, PartialCapacity(sequences, blocks + 1));
+    }
+  }
+  EXPECT_EQ(PartialCapacity(256, 2048), kMaxPartialRuns);
 }
 
 }  // namespace
