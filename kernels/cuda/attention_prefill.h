@@ -52,7 +52,7 @@ struct AttentionPrefillKernel {
     RowState row[2];
   };
 
-  static NIBBLE_DEVICE int Half() { return simt::WarpIndex() % kHalves; }
+  static NIBBLE_DEVICE int Half() { return simt::Afresh(simt::WarpIndex()) % kHalves; }
   static NIBBLE_DEVICE uint8_t* Stage(int stage) { return simt::Shared() + stage * kStageBytes; }
   static NIBBLE_DEVICE simt::Vec16* Folded() {  // (kOperands), of this thread
     return reinterpret_cast<simt::Vec16*>(Stage(kStages) + simt::Thread() * kFoldedBytes);
@@ -85,10 +85,11 @@ struct AttentionPrefillKernel {
     const int32_t block = p.batch.block_table[int64_t{piece.sequence} * p.batch.max_blocks + tile];
     const uint8_t* head = p.kv.Head(block, piece.kv_head);
     const int tokens = piece.plan.context - tile * kKvBlockTokens;
-    Scores::Part::Load(head, head + p.kv.key_scales, p.head_dim, tokens, stage, simt::Thread(),
+    const int thread = simt::Afresh(simt::Thread());  // or addresses stay in registers meanwhile
+    Scores::Part::Load(head, head + p.kv.key_scales, p.head_dim, tokens, stage, thread,
                        simt::Threads());
     Values::Part::Load(head + p.kv.value_codes, head + p.kv.value_scales, p.head_dim, tokens,
-                       stage + Scores::Part::kBytes, simt::Thread(), simt::Threads());
+                       stage + Scores::Part::kBytes, thread, simt::Threads());
   }
 
   static NIBBLE_DEVICE void Attend(const Params& p, const Piece& piece) {

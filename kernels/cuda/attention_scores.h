@@ -35,8 +35,9 @@ struct ScoreTile {
       NIBBLE_UNROLL
       for (int e = 0; e < 4; ++e) scores[j][e] = 0.0f;
     }
-    const int place = static_cast<int>(part - simt::Shared()) +
-                      Keys::KeySwizzle::Row(simt::Lane() / 4) + simt::Lane() % 4 * Keys::kLoadBytes;
+    const int lane = simt::Afresh(simt::Lane());
+    const int place = static_cast<int>(part - simt::Shared()) + Keys::KeySwizzle::Row(lane / 4) +
+                      lane % 4 * Keys::kLoadBytes;
     NIBBLE_ROLL
     for (int c = 0; c < Keys::kSegments; ++c) ScoreSegment(p, queries, part, place, c, scores);
     if constexpr (kCode == KvCode::kInt8 || kCode == KvCode::kFp8) {

@@ -35,8 +35,8 @@ struct ValueTile {
   static NIBBLE_DEVICE void Sum(const uint8_t* part, const TileScores& weights, int half,
                                 const Take& take) {
     const uint8_t* scales = part + Values::kBytes;
-    const int place =
-        static_cast<int>(part - simt::Shared()) + Values::ValueSwizzle::Row(simt::Lane());
+    const int place = static_cast<int>(part - simt::Shared()) +
+                      Values::ValueSwizzle::Row(simt::Afresh(simt::Lane()));
     float lows[4] = {};
     if constexpr (kInt4) SumLows(scales, weights, lows);
     if constexpr (kToRegisters) {
@@ -71,8 +71,7 @@ struct ValueTile {
     if constexpr (kToRegisters) {
       NIBBLE_UNROLL
       for (int n = 0; n < kGroupChunks; ++n) {
-        // The compiler would load more ahead than it has registers for.
-        if (kScaled || n % 2 == 0) simt::SyncWarp();
+        simt::SyncWarp();  // the compiler would load more ahead than it has registers for
         SumChunk(place, first + n, a, low, own * kGroupChunks + n, take);
       }
     } else {

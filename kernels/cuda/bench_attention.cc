@@ -4,12 +4,13 @@
 // before it is timed. One JSON object per line, flushed.
 //
 //   bench_cuda_attention [--device 0] [--model 8b|70b|tiny] [--kv bf16,int8,...]
-//                        [--cases 1x2048,16x4096,1x2048+512,...] [--rounds 100]
+//                        [--cases 1x2048,16x4096,1x2048+512,...] [--rounds 100] [--sweep 0]
 //
 // A case is SEQUENCES x CONTEXT tokens in the cache, and after + the query tokens of each sequence
 // (1: decode). Layers of the cache are added until they are far larger than the second-level cache
 // and taken in turn; launches are replayed as a graph. `of_read` is bytes of the cache over time
-// over the copy ceiling, `of_peak` operations over time over the bf16 ceiling.
+// over the copy ceiling, `of_peak` operations over time over the bf16 ceiling. With --sweep 1 a
+// case is also timed with every way to cut it (AttentionTuning), which must change no bit.
 #include <algorithm>
 #include <cmath>
 #include <random>
@@ -46,6 +47,7 @@ struct Settings {
   std::vector<Case> cases = {{1, 2048, 1},  {1, 65536, 1},   {16, 4096, 1},
                              {64, 2048, 1}, {1, 2048, 2048}, {1, 16384, 512}};
   int rounds = 100;
+  int sweep = 0;
   bool tiny() const { return model->name == std::string("tiny"); }
 };
 
@@ -70,6 +72,9 @@ class Normal {
  private:
   std::vector<float> table_;
 };
+
+const std::vector<AttentionTuning> kDecodeTunings = {{1, 0, 0, 0}, {8, 2, 0, 0}, {8, 4, 0, 0}};
+const std::vector<AttentionTuning> kPrefillTunings = {{0, 0, 2, 0}, {0, 0, 4, 0}, {0, 0, 8, 0}};
 
 class Bench {
  public:
@@ -131,11 +136,24 @@ class Bench {
     nlohmann::json result = {{"case", "attention"},       {"kv", format.name},
                              {"sequences", of.sequences}, {"context", of.context},
                              {"queries", of.queries},     {"copies", pool.spec.layers}};
-    args.layer = pool.spec.layers - 1;
-    LaunchAttention(device_, args, scratch);
     std::vector<uint16_t> y(static_cast<size_t>(rows * width));
-    device_.CopyOut(y.data(), args.out.views[0].data, 2 * y.size());
-    if (absl::Status status = device_.Sync(); !status.ok()) return status;
+    const auto attend = [&](const AttentionTuning& tuning) {
+      args.layer = pool.spec.layers - 1;
+      LaunchAttention(device_, args, scratch, tuning);
+      device_.CopyOut(y.data(), args.out.views[0].data, 2 * y.size());
+      return device_.Sync();
+    };
+    const auto measure = [&](const AttentionTuning& tuning) {
+      return device_.MedianSeconds(
+          [&] {
+            for (args.layer = 0; args.layer < pool.spec.layers; ++args.layer) {
+              LaunchAttention(device_, args, scratch, tuning);
+            }
+            return absl::OkStatus();
+          },
+          settings_.tiny() ? 0 : kWarmups, settings_.rounds);
+    };
+    if (absl::Status status = attend({}); !status.ok()) return status;
     const double error = Error(of, q, y, kv_width, args.scale);
     result["relative_error"] = error;
     if (!(error < Tolerance(format))) {
@@ -144,25 +162,38 @@ class Bench {
       ++failures_;
       return absl::OkStatus();
     }
-    auto seconds = device_.MedianSeconds(
-        [&] {
-          for (args.layer = 0; args.layer < pool.spec.layers; ++args.layer) {
-            LaunchAttention(device_, args, scratch);
-          }
-          return absl::OkStatus();
-        },
-        settings_.tiny() ? 0 : kWarmups, settings_.rounds);
-    if (!seconds.ok()) return seconds.status();
-    const double each = *seconds / pool.spec.layers;
     const double seen =
         0.5 * (2.0 * of.context - of.queries + 1);  // keys, of a query in the middle
     const double operations = 4.0 * static_cast<double>(rows * width) * seen;
-    result["microseconds"] = 1e6 * each;
-    result["gb_per_s"] = 1e-9 * bytes / each;
-    result["tflops"] = 1e-12 * operations / each;
-    result["of_read"] = Ratio(1e-9 * bytes / each, ceilings_.read_gb_per_s);
-    result["of_peak"] = Ratio(1e-9 * operations / each, ceilings_.bf16_gflops);
-    PrintLine(result);
+    const auto time = [&](nlohmann::json line, const AttentionTuning& tuning) -> absl::Status {
+      const absl::StatusOr<double> seconds = measure(tuning);
+      if (!seconds.ok()) return seconds.status();
+      const double each = *seconds / pool.spec.layers;
+      line["microseconds"] = 1e6 * each;
+      line["gb_per_s"] = 1e-9 * bytes / each;
+      line["tflops"] = 1e-12 * operations / each;
+      line["of_read"] = Ratio(1e-9 * bytes / each, ceilings_.read_gb_per_s);
+      line["of_peak"] = Ratio(1e-9 * operations / each, ceilings_.bf16_gflops);
+      PrintLine(line);
+      return absl::OkStatus();
+    };
+    if (absl::Status status = time(result, {}); !status.ok() || settings_.sweep == 0) return status;
+    result["case"] = "attention_sweep";
+    const std::vector<uint16_t> expected = y;
+    for (const AttentionTuning& tuning : of.queries == 1 ? kDecodeTunings : kPrefillTunings) {
+      nlohmann::json line = result;
+      line["part_tiles"] = tuning.part_tiles;
+      line["decode_warps"] = tuning.decode_warps;
+      line["prefill_warps"] = tuning.prefill_warps;
+      if (absl::Status status = attend(tuning); !status.ok()) return status;
+      if (y == expected) {
+        if (absl::Status status = time(line, tuning); !status.ok()) return status;
+      } else {
+        line["failed"] = "other bits than by default: not timed";
+        PrintLine(line);
+        ++failures_;
+      }
+    }
     return absl::OkStatus();
   }
 
@@ -318,6 +349,7 @@ int Main(int argc, char** argv) {
           return std::find(settings.kv.begin(), settings.kv.end(), nullptr) == settings.kv.end();
         }},
        {"--rounds", TakeInt(&settings.rounds, 1)},
+       {"--sweep", TakeInt(&settings.sweep, 0)},
        {"--cases", [&](const std::string& value) {
           settings.cases.clear();
           bool good = true;
