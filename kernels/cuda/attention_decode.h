@@ -2,11 +2,11 @@
 // Attention of split sequences (attention_plan.h), one query token each, over pages of any KV
 // format.
 //
-// Tiling: a piece is a part of a sequence's keys and up to 8 query heads of a kv head. Every warp of
-// a block takes every n-th tile of the part for itself: its own page of shared memory, of which the
-// half with keys is filled anew while the values are at work and the other way round; no barrier
-// until its sums are complete. Then the block folds the tiles of a round, in order. Parts of one
-// tile have blocks of one warp and nothing to fold.
+// Tiling: a piece is a part of a sequence's keys and up to 8 query heads of a kv head. Every warp
+// of a block takes every n-th tile of the part for itself: its own page of shared memory, of which
+// the half with keys is filled anew while the values are at work and the other way round; no
+// barrier until its sums are complete. Then the block folds the tiles of a round, in order. Parts
+// of one tile have blocks of one warp and nothing to fold.
 //
 // Limit: bytes of the cache, read once per 8 query heads of a kv head. Beside them stand, per tile
 // and warp, about 2 instructions for each lane's code of int8 (512 codes for a head of 128) and

@@ -224,7 +224,7 @@ struct AttentionPrefillKernel {
       for (int o = 0; o < kOperands; ++o) {
         NIBBLE_UNROLL
         for (int e = 0; e < 2; ++e) {
-          const int d = Values::Dim(Half(), o, simt::Lane() % 4 * 2 + e);
+          const int d = Values::Dim(Half(), o, simt::Afresh(simt::Lane()) % 4 * 2 + e);
           if (d >= p.head_dim) continue;
           WriteRowFloat(p.out, token, head * p.head_dim + d, state.sums[o][2 * h + e] * inverse);
         }
