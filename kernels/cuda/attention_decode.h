@@ -108,9 +108,9 @@ struct AttentionDecodeKernel {
     if (own < end) LoadValues(p, piece, own);
     simt::CommitCopies();
     const int32_t row = simt::Lane() / 4;
-    const int64_t token = p.batch.query_start[piece.sequence];
-    const int64_t head = token * p.heads + piece.kv_head * p.group + piece.first_row + row;
-    const typename Scores::Queries queries = {row < piece.rows ? head * p.head_dim : -1};
+    const int32_t token = p.batch.query_start[piece.sequence];
+    const int32_t query = token * p.heads + piece.kv_head * p.group + piece.first_row + row;
+    const typename Scores::Queries queries = {row < piece.rows ? query : -1};
 
     RowState run;
     if (warps == 1) {  // a part of one tile
@@ -148,9 +148,9 @@ struct AttentionDecodeKernel {
                                        int32_t next) {
     const int warp = simt::WarpIndex();
     const int32_t newest[1] = {piece.plan.context - 1};
-    const int32_t oldest[1] = {p.window > 0 ? newest[0] - p.window + 1 : 0};
     const int32_t first_key = tile * kKvBlockTokens;
-    const bool masked = first_key + kKvBlockTokens - 1 > newest[0] || first_key < oldest[0];
+    const bool masked = first_key + kKvBlockTokens - 1 > newest[0] ||
+                        (p.window > 0 && newest[0] - first_key >= p.window);
     TileScores scores;
     simt::WaitCopies<1>();
     simt::SyncWarp();
@@ -159,7 +159,7 @@ struct AttentionDecodeKernel {
     if (next >= 0) LoadKeys(p, piece, next);
     simt::CommitCopies();
     float largest[1], sum[1];
-    Scores::Weigh(p, first_key, masked, newest, oldest, scores, largest, sum);
+    Scores::Weigh(p, first_key, masked, newest, scores, largest, sum);
     simt::WaitCopies<1>();
     simt::SyncWarp();
     if (Values::kScaled && Tokens(piece, tile) < kKvBlockTokens) {

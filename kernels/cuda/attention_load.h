@@ -12,18 +12,25 @@ namespace nibble {
 
 // ---- Queries
 
+// Eight f32 as bf16.
+NIBBLE_DEVICE simt::Vec16 PackEight(const void* from) {
+  const auto* x = static_cast<const simt::Vec16*>(from);
+  simt::Vec16 eight;
+  NIBBLE_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const simt::Vec16 four = x[i / 2];
+    eight.word[i] = simt::PackBF16x2(std::bit_cast<float>(four.word[i % 2 * 2]),
+                                     std::bit_cast<float>(four.word[i % 2 * 2 + 1]));
+  }
+  return eight;
+}
+
 // Elements at .. at + 7 of q as bf16.
 NIBBLE_DEVICE simt::Vec16 LoadEightQueries(const Floats& q, int64_t at) {
   if (q.dtype == DType::kBF16) {
     return *reinterpret_cast<const simt::Vec16*>(static_cast<const uint16_t*>(q.data) + at);
   }
-  simt::Vec16 eight;
-  NIBBLE_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    eight.word[i] = simt::PackBF16x2(LoadFloat(q.data, q.dtype, at + 2 * i),
-                                     LoadFloat(q.data, q.dtype, at + 2 * i + 1));
-  }
-  return eight;
+  return PackEight(static_cast<const float*>(q.data) + at);
 }
 
 // Rows lane / 4 and, if kHeights is 2, lane / 4 + 8 of one segment of a tile of keys, as operand A
@@ -32,8 +39,8 @@ template <class Keys, int kHeights>
 struct QuerySegment {
   uint32_t pair[2 * Keys::kSteps][kHeights];
 
-  // `head` is where the query begins in q; -1: zeros.
-  NIBBLE_DEVICE void Load(const Floats& q, int64_t head, int32_t head_dim, int segment,
+  // Row `query` of q, of head_dim elements; -1: zeros.
+  NIBBLE_DEVICE void Load(const Floats& q, int32_t query, int32_t head_dim, int segment,
                           int height) {
     constexpr int kLaneDim = Keys::kSegmentDim / 4;
     const int first = segment * Keys::kSegmentDim + simt::Lane() % 4 * kLaneDim;
@@ -41,7 +48,9 @@ struct QuerySegment {
     NIBBLE_UNROLL
     for (int v = 0; v < kLaneDim / 8; ++v) {
       simt::Vec16 eight{};
-      if (head >= 0 && first + 8 * v < head_dim) eight = LoadEightQueries(q, head + first + 8 * v);
+      if (query >= 0 && first + 8 * v < head_dim) {
+        eight = LoadEightQueries(q, int64_t{query} * head_dim + first + 8 * v);
+      }
       NIBBLE_UNROLL
       for (int i = 0; i < 4; ++i) word[4 * v + i] = eight.word[i];
     }
@@ -89,14 +98,7 @@ struct AttentionPart {
       for (int token = thread / kUnits; token < kKvBlockTokens; token += step) {
         simt::Vec16 packed{};
         if (token < tokens && 2 * byte < row_bytes) {
-          const auto* x =
-              reinterpret_cast<const simt::Vec16*>(codes + token * row_bytes + 2 * byte);
-          const simt::Vec16 a = x[0], b = x[1];
-          const auto pack = [](uint32_t low, uint32_t high) {
-            return simt::PackBF16x2(std::bit_cast<float>(low), std::bit_cast<float>(high));
-          };
-          packed = {{pack(a.word[0], a.word[1]), pack(a.word[2], a.word[3]),
-                     pack(b.word[0], b.word[1]), pack(b.word[2], b.word[3])}};
+          packed = PackEight(codes + token * row_bytes + 2 * byte);
         }
         *reinterpret_cast<simt::Vec16*>(to + Offset(token, byte)) = packed;
       }

@@ -33,20 +33,22 @@ struct AttentionPrefillKernel {
   static constexpr int kStages = kDim == 256 ? 1 : 2;
 
   static constexpr int kWarpRows = 16 / kHalves;  // on average
-  // Stages, then what runs came to: of each thread, with 16 bytes between two so that they meet
-  // unlike banks.
-  static constexpr int kFoldedBytes = kOperands * 16 + 16;
+  // Stages, then what runs came to, of each thread: its sums, and the states of its two rows, an
+  // odd number of units so that threads meet unlike banks.
+  static constexpr int kFoldedBytes = (kOperands + 1) * 16;
   static constexpr size_t SharedBytes(int warps) {
-    return static_cast<size_t>(kStages * kStageBytes + warps * simt::kWarp * kFoldedBytes);
+    return kStages * kStageBytes + sizeof(Piece) +
+           static_cast<size_t>(warps) * simt::kWarp * kFoldedBytes;
   }
 
-  struct Piece {
+  // In shared memory, behind the stages: it would take registers that sums need.
+  struct alignas(16) Piece {
     SequencePlan plan;
     int32_t sequence, kv_head, first_row;
     Interval tiles;
   };
 
-  // The state of a thread: rows lane / 4 and lane / 4 + 8 of its warp's.
+  // The state of a thread in a run: rows lane / 4 and lane / 4 + 8 of its warp's.
   struct State {
     float sums[kOperands][4] = {};
     RowState row[2];
@@ -54,8 +56,9 @@ struct AttentionPrefillKernel {
 
   static NIBBLE_DEVICE int Half() { return simt::Afresh(simt::WarpIndex()) % kHalves; }
   static NIBBLE_DEVICE uint8_t* Stage(int stage) { return simt::Shared() + stage * kStageBytes; }
-  static NIBBLE_DEVICE simt::Vec16* Folded() {  // (kOperands), of this thread
-    return reinterpret_cast<simt::Vec16*>(Stage(kStages) + simt::Thread() * kFoldedBytes);
+  static NIBBLE_DEVICE Piece& SharedPiece() { return *reinterpret_cast<Piece*>(Stage(kStages)); }
+  static NIBBLE_DEVICE uint8_t* Folded(int thread) {  // (kOperands + 1) Vec16 of a thread
+    return Stage(kStages) + sizeof(Piece) + thread * kFoldedBytes;
   }
 
   static NIBBLE_DEVICE void Run(const Params& p) {
@@ -65,17 +68,17 @@ struct AttentionPrefillKernel {
     for (int64_t item = simt::BlockX();; item += simt::GridX()) {
       const AttentionPiece found = FindPiece(p, static_cast<int32_t>(item / p.kv_heads), rows);
       if (found.sequence < 0) break;
-      Piece piece;
-      piece.sequence = found.sequence;
-      piece.kv_head = static_cast<int32_t>(item % p.kv_heads);
-      piece.plan = PlanOf(p.batch, found.sequence, p.group, p.window);
-      // The rows that see most come first.
-      piece.first_row = (piece.plan.RowTiles(rows) - 1 - found.index) * rows;
-      const int32_t end = piece.first_row + rows;
-      const int32_t last_row = (end < piece.plan.rows() ? end : piece.plan.rows()) - 1;
-      piece.tiles = VisibleTiles(piece.plan.Position(piece.first_row),
-                                 piece.plan.Position(last_row), p.window);
-      Attend(p, piece);
+      if (simt::Thread() == 0) {
+        const SequencePlan plan = PlanOf(p.batch, found.sequence, p.group, p.window);
+        // The rows that see most come first.
+        const int32_t first_row = (plan.RowTiles(rows) - 1 - found.index) * rows;
+        const int32_t end = first_row + rows;
+        const int32_t last_row = (end < plan.rows() ? end : plan.rows()) - 1;
+        SharedPiece() = {plan, found.sequence, static_cast<int32_t>(item % p.kv_heads), first_row,
+                         VisibleTiles(plan.Position(first_row), plan.Position(last_row), p.window)};
+      }
+      simt::SyncThreads();
+      Attend(p, SharedPiece());
       simt::SyncThreads();
     }
   }
@@ -98,15 +101,14 @@ struct AttentionPrefillKernel {
     simt::CommitCopies();
     const int32_t warp_row = piece.first_row + simt::WarpIndex() / kHalves * 16;
     typename Scores::Queries queries;
-    int32_t newest[2], oldest[2];
+    int32_t newest[2];
     NIBBLE_UNROLL
     for (int h = 0; h < 2; ++h) {
       const int32_t row = warp_row + simt::Lane() / 4 + 8 * h;
-      const int64_t token = p.batch.query_start[piece.sequence] + row / p.group;
-      const int64_t head = token * p.heads + piece.kv_head * p.group + row % p.group;
-      queries[h] = row < piece.plan.rows() ? head * p.head_dim : -1;
+      const int32_t token = p.batch.query_start[piece.sequence] + row / p.group;
+      const int32_t query = token * p.heads + piece.kv_head * p.group + row % p.group;
+      queries[h] = row < piece.plan.rows() ? query : -1;
       newest[h] = row < piece.plan.rows() ? piece.plan.Position(row) : -1;
-      oldest[h] = p.window > 0 ? newest[h] - p.window + 1 : 0;
     }
     // What the warp's first and last row see; none if the tile of rows ends before it.
     const bool any = warp_row < piece.plan.rows();
@@ -114,11 +116,9 @@ struct AttentionPrefillKernel {
     const int32_t last_row = (full ? warp_row + 16 : piece.plan.rows()) - 1;
     const int32_t least = any ? piece.plan.Position(warp_row) : -1;
     const int32_t most = any ? piece.plan.Position(last_row) : -1;
-    const int32_t least_oldest = p.window > 0 ? least - p.window + 1 : 0;
-    const int32_t most_oldest = p.window > 0 ? most - p.window + 1 : 0;
+    const int32_t window = p.window > 0 ? p.window : INT32_MAX;
 
     State state;
-    RowState total[2];
     bool folded = false;
     for (int32_t tile = piece.tiles.first; tile <= last_tile; ++tile) {
       const int stage = kStages == 2 ? (tile - piece.tiles.first) % 2 : 0;
@@ -142,26 +142,26 @@ struct AttentionPrefillKernel {
       }
       const int32_t first_key = tile * kKvBlockTokens;
       const int32_t last_key = first_key + kKvBlockTokens - 1;
-      if (first_key <= most && last_key >= least_oldest) {
-        const bool masked = !full || last_key > least || first_key < most_oldest;
-        AttendTile(p, queries, keys, values, first_key, masked, newest, oldest, state);
+      if (first_key <= most && least - last_key < window) {
+        const bool masked = !full || last_key > least || most - first_key >= window;
+        AttendTile(p, queries, keys, values, first_key, masked, newest, state);
       }
       if (tile == last_tile || (tile + 1) % kRunTiles == 0) {
-        FoldRun(folded, tile == last_tile, state, total);
+        FoldRun(folded, tile == last_tile, state);
         folded = true;
       }
     }
-    Write(p, piece, warp_row, state, total);
+    Write(p, piece, warp_row, state);
   }
 
   static NIBBLE_DEVICE void AttendTile(const Params& p, const typename Scores::Queries& queries,
                                        const uint8_t* keys, const uint8_t* values,
                                        int32_t first_key, bool masked, const int32_t (&newest)[2],
-                                       const int32_t (&oldest)[2], State& state) {
+                                       State& state) {
     TileScores scores;
     Scores::Score(p, queries, keys, scores);
     float largest[2], sum[2];
-    Scores::Weigh(p, first_key, masked, newest, oldest, scores, largest, sum);
+    Scores::Weigh(p, first_key, masked, newest, scores, largest, sum);
     RowFold fold[2];
     NIBBLE_UNROLL
     for (int h = 0; h < 2; ++h) fold[h] = state.row[h].Take(largest[h], sum[h]);
@@ -182,19 +182,24 @@ struct AttentionPrefillKernel {
   }
 
   // The run into those before it; after the last one the state holds the result.
-  static NIBBLE_DEVICE void FoldRun(bool folded, bool last, State& state, RowState (&total)[2]) {
+  static NIBBLE_DEVICE void FoldRun(bool folded, bool last, State& state) {
+    if (last && !folded) return;
+    auto* kept = reinterpret_cast<simt::Vec16*>(Folded(simt::Thread()));
     RowFold fold[2] = {};
+    simt::Vec16 rows = folded ? kept[kOperands] : simt::Vec16{};
     NIBBLE_UNROLL
     for (int h = 0; h < 2; ++h) {
+      RowState total = state.row[h];
       if (folded) {
-        fold[h] = total[h].Take(state.row[h].largest, state.row[h].sum);
-      } else {
-        total[h] = state.row[h];
+        total = {std::bit_cast<float>(rows.word[2 * h]),
+                 std::bit_cast<float>(rows.word[2 * h + 1])};
+        fold[h] = total.Take(state.row[h].largest, state.row[h].sum);
       }
-      state.row[h] = RowState();
+      rows.word[2 * h] = std::bit_cast<uint32_t>(total.largest);
+      rows.word[2 * h + 1] = std::bit_cast<uint32_t>(total.sum);
+      state.row[h] = last ? total : RowState();
     }
-    if (last && !folded) return;
-    simt::Vec16* kept = Folded();
+    if (!last) kept[kOperands] = rows;
     NIBBLE_UNROLL
     for (int o = 0; o < kOperands; ++o) {
       if (o % 2 == 0) simt::SyncWarp();  // not all loads at once
@@ -211,24 +216,39 @@ struct AttentionPrefillKernel {
     }
   }
 
+  // Through the warp's shared memory, so that rows are written in vectors and in order.
   static NIBBLE_DEVICE void Write(const Params& p, const Piece& piece, int32_t warp_row,
-                                  const State& state, const RowState (&total)[2]) {
+                                  const State& state) {
+    constexpr int kColumns = 8 * kOperands, kStride = kColumns + 8;
+    auto* rows = reinterpret_cast<float*>(Folded(simt::Thread() - simt::Lane()));
+    simt::SyncWarp();
     NIBBLE_UNROLL
     for (int h = 0; h < 2; ++h) {
-      const int32_t row = warp_row + simt::Lane() / 4 + 8 * h;
-      if (row >= piece.plan.rows()) break;
-      const int64_t token = p.batch.query_start[piece.sequence] + row / p.group;
-      const int64_t head = piece.kv_head * p.group + row % p.group;
-      const float inverse = 1.0f / total[h].sum;
+      const float inverse = 1.0f / state.row[h].sum;
       NIBBLE_UNROLL
       for (int o = 0; o < kOperands; ++o) {
         NIBBLE_UNROLL
         for (int e = 0; e < 2; ++e) {
-          const int d = Values::Dim(Half(), o, simt::Afresh(simt::Lane()) % 4 * 2 + e);
-          if (d >= p.head_dim) continue;
-          WriteRowFloat(p.out, token, head * p.head_dim + d, state.sums[o][2 * h + e] * inverse);
+          rows[(simt::Lane() / 4 + 8 * h) * kStride + Values::Dim(0, o, simt::Lane() % 4 * 2 + e)] =
+              state.sums[o][2 * h + e] * inverse;
         }
       }
+    }
+    simt::SyncWarp();
+    NIBBLE_ROLL
+    for (int i = simt::Lane(); i < 16 * kColumns / 4; i += simt::kWarp) {
+      const int32_t row = warp_row + i / (kColumns / 4);
+      const int column = i % (kColumns / 4) * 4;
+      const int d = Half() * kColumns + column;
+      if (row >= piece.plan.rows() || d >= p.head_dim) continue;
+      const int64_t token = p.batch.query_start[piece.sequence] + row / p.group;
+      const int64_t head = piece.kv_head * p.group + row % p.group;
+      const auto words =
+          *reinterpret_cast<const simt::Vec16*>(rows + i / (kColumns / 4) * kStride + column);
+      Four four;
+      NIBBLE_UNROLL
+      for (int e = 0; e < 4; ++e) four.value[e] = std::bit_cast<float>(words.word[e]);
+      WriteRowFour<true>(p.out, token, head * p.head_dim + d, four);
     }
   }
 };

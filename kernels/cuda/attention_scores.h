@@ -24,8 +24,9 @@ struct ScoreTile {
   using Segment = QuerySegment<Keys, kHeights>;
   static constexpr int kColumns = kKvBlockTokens / 8;
 
-  // Where the queries of this lane's rows begin in q; -1: there is no such row.
-  using Queries = int64_t[kHeights];
+  // Which rows of q, token * heads + head, the queries of this lane's rows are; -1: there is no
+  // such row.
+  using Queries = int32_t[kHeights];
 
   // q k, not yet multiplied by the scale of attention.
   static NIBBLE_DEVICE void Score(const AttentionParams& p, const Queries& queries,
@@ -52,10 +53,9 @@ struct ScoreTile {
   }
 
   // Scores become weights; the largest score and the sum of weights of each row. With `masked`, a
-  // row sees keys oldest .. newest only.
+  // row sees keys up to `newest` only, a window of them.
   static NIBBLE_DEVICE void Weigh(const AttentionParams& p, int32_t first_key, bool masked,
-                                  const int32_t (&newest)[kHeights],
-                                  const int32_t (&oldest)[kHeights], TileScores& scores,
+                                  const int32_t (&newest)[kHeights], TileScores& scores,
                                   float (&largest)[kHeights], float (&sum)[kHeights]) {
     constexpr float kLog2E = 1.4426950408889634f;
     float factor = p.scale * kLog2E;
@@ -70,12 +70,14 @@ struct ScoreTile {
       factor = kLog2E;
     }
     if (masked) {
+      const int32_t window = p.window > 0 ? p.window : INT32_MAX;
       NIBBLE_UNROLL
       for (int j = 0; j < kColumns; ++j) {
         NIBBLE_UNROLL
         for (int e = 0; e < 2 * kHeights; ++e) {
           const int32_t key = first_key + 8 * j + simt::Lane() % 4 * 2 + e % 2;
-          if (key > newest[e / 2] || key < oldest[e / 2]) scores[j][e] = -INFINITY;
+          const int32_t age = newest[e / 2] - key;
+          if (age < 0 || age >= window) scores[j][e] = -INFINITY;
         }
       }
     }

@@ -46,7 +46,7 @@ double Sum(const Matmul& matmul, int64_t m, int64_t n) {
   for (int64_t first = 0; first < stride; ++first) {
     float part = 0;
     for (int64_t k = first; k < matmul.k; k += stride) part += static_cast<float>(product(k));
-    sum += static_cast<double>(part);
+    sum += static_cast<double>(BF16ToF32(F32ToBF16(part)));
   }
   return sum;
 }
