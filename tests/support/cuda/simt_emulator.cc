@@ -321,30 +321,37 @@ void EmulateLaunch(const LaunchShape& shape, const std::function<void()>& thread
   };
   for (size_t index = 0; index < clusters.size(); ++index) start_cluster(index);
 
-  bool more = true;
-  while (more) {
-    more = false;
+  const auto place = [](size_t n, size_t count) {
+    return Emulator().schedule == Schedule::kAscending ? n : count - 1 - n;
+  };
+  const auto done = [](const Fibre& lane) { return lane.fiber->done(); };
+  while (!std::all_of(lanes.begin(), lanes.end(), done)) {
     bool moved = false;
-    for (size_t n = 0; n < lanes.size(); ++n) {
-      const size_t i = Emulator().schedule == Schedule::kAscending ? n : lanes.size() - 1 - n;
-      Fibre& lane = lanes[i];
-      if (lane.fiber->done()) continue;
-      more = true;
-      if (lane.round != nullptr && *lane.round == lane.seen) continue;
-      lane.round = nullptr;
-      moved = true;
-      run.current = &lane;
-      lane.fiber->Resume();
-      run.current = nullptr;
-      if (failure != nullptr) {
-        // The fibres that are under way are dropped; what they hold on their stacks is plain data.
-        std::rethrow_exception(failure);
-      }
-      if (lane.block->cluster->live == 0 && next_block < blocks) {
-        start_cluster(i / threads / cluster_size);
+    for (size_t w = 0; w < lanes.size() / kLanes; ++w) {
+      const size_t first = place(w, lanes.size() / kLanes) * kLanes;
+      bool again = true;
+      while (again) {  // the warp goes on while it waits for no other
+        again = false;
+        for (size_t n = 0; n < kLanes; ++n) {
+          const size_t i = first + place(n, kLanes);
+          Fibre& lane = lanes[i];
+          if (done(lane) || (lane.round != nullptr && *lane.round == lane.seen)) continue;
+          lane.round = nullptr;
+          moved = true;
+          run.current = &lane;
+          const int pauses = lane.pauses;
+          lane.fiber->Resume();
+          run.current = nullptr;
+          // Fibres that are under way are dropped; what they hold on their stacks is plain data.
+          if (failure != nullptr) std::rethrow_exception(failure);
+          again |= lane.pauses == pauses;
+          if (lane.block->cluster->live == 0 && next_block < blocks) {
+            start_cluster(i / threads / cluster_size);
+          }
+        }
       }
     }
-    if (more && !moved) Fail("a barrier or a warp-wide operation that some threads never reach");
+    if (!moved) Fail("a barrier or a warp-wide operation that some threads never reach");
   }
 }
 

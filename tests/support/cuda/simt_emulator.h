@@ -22,7 +22,8 @@
 
 namespace nibble::testing {
 
-// The order in which runnable threads take turns. A kernel's result may not depend on it.
+// Which runnable warp, and which of its threads, comes first; it goes on until it waits for others,
+// so that warps get as far apart as barriers let them. A kernel's result may not depend on it.
 enum class Schedule : uint8_t { kAscending, kDescending };
 
 struct EmulatorOptions {

@@ -67,6 +67,29 @@ TEST(Emulator, AMissingBarrierShowsInOneOfTheSchedules) {
   EXPECT_TRUE(differs);
 }
 
+TEST(Emulator, AMissingBarrierBetweenWarpsThatAreFarApartShows) {
+  bool differs = false;
+  for (const Schedule schedule : {Schedule::kAscending, Schedule::kDescending}) {
+    Emulator().schedule = schedule;
+    for (const int late : {0, 1}) {
+      EmulateLaunch(Block(64, 256), [&] {
+        SharedAs<int>()[simt::Thread()] = simt::Thread();
+        simt::SyncThreads();
+        if (simt::WarpIndex() == late) {
+          for (int i = 0; i < 9; ++i) simt::SyncWarp();
+          SharedAs<int>()[simt::Thread()] = -1;
+        } else {
+          simt::SyncWarp();
+          if (SharedAs<int>()[63 - simt::Thread()] != 63 - simt::Thread()) differs = true;
+        }
+      });
+    }
+    EXPECT_TRUE(differs);
+    differs = false;
+  }
+  Emulator().schedule = Schedule::kAscending;
+}
+
 TEST(Emulator, ShufflesReductionsAndBallots) {
   EmulateLaunch(Block(64), [&] {
     const int lane = simt::Lane();
