@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The words of simt.h that only compute capability 9.0 has: barriers in shared memory that count
-// arrivals and bytes, bulk copies that complete on them, clusters of blocks, products of a
+// arrivals and bytes, copies of tiles that complete on them, clusters of blocks, products of a
 // warpgroup. A kernel that uses them is launched on 9.0 only; built for anything else they trap.
 //
-// Two proxies reach shared memory. Bulk copies and products go through the async proxy, loads,
+// Two proxies reach shared memory. Copies of tiles and products go through the async proxy, loads,
 // stores and CopyAsync16 through the generic one. What the generic proxy wrote is made visible to
 // the async proxy by FenceAsyncShared() in the thread that wrote, before it arrives at the barrier
-// that readers wait for (PTX ISA, "Async proxy"). Nothing is needed between a bulk copy and a
+// that readers wait for (PTX ISA, "Async proxy"). Nothing is needed between such a copy and a
 // product: both are async.
 #pragma once
 
@@ -56,11 +56,9 @@ NIBBLE_SIMT(void ArriveExpecting(Barrier* barrier, int bytes));
 NIBBLE_SIMT(void WaitPhase(Barrier* barrier, uint32_t parity));
 
 // ---- Copies from global to shared memory by the copy engine, which one thread asks for
-// Bytes and both ends are multiples of 16. The bytes count for the barrier.
-NIBBLE_SIMT(void CopyBulk(void* shared, const void* global, int bytes, Barrier* barrier));
 // A tile of a matrix of bytes: the rows of a tile (MapTiles) from `row` on, 128 bytes each from
 // `column` on, which lie in shared memory as SwizzledUnit() says, `shared` a multiple of 1024. What
-// is outside of the matrix is zeros. All bytes of the tile count.
+// is outside of the matrix is zeros. All bytes of the tile count for the barrier.
 NIBBLE_SIMT(void CopyTile(void* shared, const TileMap& map, int column, int row, Barrier* barrier));
 // What this thread has written to shared memory, CopyAsync that it has waited for included, is
 // there for products and the copy engine.

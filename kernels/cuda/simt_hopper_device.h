@@ -54,14 +54,6 @@ __device__ __forceinline__ void WaitPhase(Barrier* barrier, uint32_t parity) {
   } while (ended == 0);
 }
 
-__device__ __forceinline__ void CopyBulk(void* shared, const void* global, int bytes,
-                                         Barrier* barrier) {
-  NIBBLE_SM90A(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
-      "[%3];" ::"r"(SharedAddress(shared)),
-      "l"(global), "r"(bytes), "r"(SharedAddress(barrier))
-      : "memory");
-}
 __device__ __forceinline__ void CopyTile(void* shared, const TileMap& map, int column, int row,
                                          Barrier* barrier) {
   NIBBLE_SM90A(

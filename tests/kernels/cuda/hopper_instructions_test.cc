@@ -36,15 +36,6 @@ TEST_F(CudaHopperInstruction, BarriersHandARingOn) {
   EXPECT_EQ(out.Read(), sums);
 }
 
-TEST_F(CudaHopperInstruction, BulkCopiesArriveAtTheirBarrier) {
-  constexpr size_t kRounds = 5;
-  const std::vector<uint32_t> numbers = Numbers(128 * kRounds);
-  const OnDevice<uint32_t> in(numbers);
-  const auto out = OnDevice<uint32_t>::Poisoned(numbers.size());
-  LaunchBulkCopies(TestDevice(), in.data(), kRounds, out.data());
-  EXPECT_EQ(out.Read(), numbers);
-}
-
 TEST_F(CudaHopperInstruction, TilesReachBothBlocksOfACluster) {
   constexpr size_t kRows = 13, kCols = 2 * 128 + 48, kClusters = 3, kRounds = 3;
   std::vector<uint8_t> bytes(kRows * kCols);

@@ -43,7 +43,8 @@ struct Warp {
   std::array<const void*, kLanes> pointers{};
 };
 
-// A barrier in shared memory. Bulk copies are made when a thread waits for them and not before.
+// A barrier in shared memory. Copies of tiles are made when a thread waits for them and not
+// before.
 struct PhaseBarrier {
   int arrivals = 0;
   int awaited = 0;  // in this phase

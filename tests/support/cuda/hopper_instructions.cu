@@ -53,35 +53,6 @@ struct RingKernel {
   }
 };
 
-struct BulkCopyKernel {
-  using Params = CopyParams;
-  static constexpr int kThreads = 64;
-  static constexpr int kMinBlocks = 1;
-  static constexpr size_t kSharedBytes = 512 + sizeof(simt::Barrier);
-
-  static NIBBLE_DEVICE void Run(const Params& p) {
-    auto* words = reinterpret_cast<uint32_t*>(simt::Shared());
-    auto* full = reinterpret_cast<simt::Barrier*>(simt::Shared() + 512);
-    if (simt::Thread() == 0) {
-      simt::InitBarrier(full, 1);
-      simt::FenceBarrierInit();
-    }
-    simt::SyncThreads();
-    simt::WaitForPreviousKernel();
-    for (int round = 0; round < p.rounds; ++round) {
-      if (simt::Thread() == 0) {
-        simt::ArriveExpecting(full, 512);
-        simt::CopyBulk(words + 64, p.in + 128 * round + 64, 256, full);
-        simt::CopyBulk(words, p.in + 128 * round, 256, full);
-      }
-      simt::WaitPhase(full, static_cast<uint32_t>(round % 2));
-      for (int i = simt::Thread(); i < 128; i += kThreads) p.out[128 * round + i] = words[i];
-      simt::SyncThreads();
-    }
-    simt::StartNextKernel();
-  }
-};
-
 struct TilesParams {
   TileMap in;
   int rounds;
@@ -232,9 +203,6 @@ void LaunchProduct(Device& device, const void* a, const void* b, int n, int row_
 
 void LaunchRing(Device& device, const uint32_t* in, int rounds, uint32_t* out) {
   LaunchBlocks<RingKernel>(device, 1, 1, {in, rounds, out});
-}
-void LaunchBulkCopies(Device& device, const uint32_t* in, int rounds, uint32_t* out) {
-  LaunchBlocks<BulkCopyKernel>(device, 1, 1, {in, rounds, out});
 }
 void LaunchClusterTiles(Device& device, const uint8_t* in, int64_t rows, int64_t cols, int clusters,
                         int rounds, uint8_t* out) {

@@ -18,10 +18,6 @@ inline bool HasHopperInstructions(const Device& device) {
 // round r writes in[32 r + l], and reads what lane 31 - l wrote. out (32): the sums.
 void LaunchRing(Device& device, const uint32_t* in, int rounds, uint32_t* out);
 
-// Each round copies two pieces of 256 bytes of `in` to shared memory in bulk, waits, and writes
-// them to `out`, (rounds, 128) both.
-void LaunchBulkCopies(Device& device, const uint32_t* in, int rounds, uint32_t* out);
-
 // Clusters of two blocks, `clusters` of them. In round r each block copies 8 of 16 rows of columns
 // [128 r, 128 r + 128) of `in` (rows, cols), bytes, to both blocks, rows of the second block first;
 // both write all 16 to out (2 clusters, rounds, 16, 128). What is outside of `in` is 0.

@@ -7,7 +7,7 @@
 // for it (until then the destination holds NaNs); shared memory starts as NaNs; a warp-wide
 // operation without all 32 lanes, a barrier that part of a block never reaches, a misaligned copy
 // or matrix row, and shared memory beyond what was asked for throw std::logic_error.
-// Of simt_hopper.h it also asks for what a device would miss in silence: a bulk copy arrives when a
+// Of simt_hopper.h it also asks for what a device would miss in silence: a tile arrives when a
 // thread waits for it; a product reads its operands when it is issued, they must still be there
 // when it is waited for, and its sums are poison until then; what CopyAsync wrote needs a proxy
 // fence before a product reads it (what ordinary stores wrote is not seen), sums a fence before a

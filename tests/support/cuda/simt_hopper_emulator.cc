@@ -212,7 +212,7 @@ void CheckEnded(const Fibre& lane) {
   }
   if (lane.block->live > 1) return;
   for (const auto& [place, barrier] : lane.block->barriers) {
-    if (!barrier.copies.empty()) Fail("a block ended before its bulk copies");
+    if (!barrier.copies.empty()) Fail("a block ended before its copies of tiles");
   }
 }
 
@@ -253,15 +253,6 @@ void WaitPhase(Barrier* barrier, uint32_t parity) {
   }
 }
 
-void CopyBulk(void* shared, const void* global, int bytes, Barrier* barrier) {
-  if (bytes <= 0 || bytes % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0) {
-    Fail("a bulk copy of other than whole units of 16 bytes");
-  }
-  CheckShared(shared, static_cast<size_t>(bytes), 16, "the target of a bulk copy");
-  Block& block = *Self().block;
-  StartCopy(block, PlaceOf(block, shared), global, static_cast<size_t>(bytes),
-            PlaceOf(block, barrier));
-}
 void CopyTile(void* shared, const TileMap& map, int column, int row, Barrier* barrier) {
   StartTileCopy(*Self().block, shared, map, column, row, barrier);
 }

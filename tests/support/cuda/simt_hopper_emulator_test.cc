@@ -37,24 +37,28 @@ simt::Barrier* FreshBarrier(int arrivals) {
   return barrier;
 }
 
-TEST(HopperEmulator, BarriersAndBulkCopies) {
+TEST(HopperEmulator, BarriersAndCopiesOfTiles) {
   alignas(16) static const uint32_t kNumbers[8] = {1, 2, 3, 4, 5, 6, 7, 8};
-  // Bytes are there after the wait and not before.
+  Stream stream;
+  const TileMap map = MapTiles(stream, kNumbers, 1, 32, 1);
+  // Bytes are there after the wait and not before, zeros beyond the matrix.
   EXPECT_EQ(Refused(32, 1,
-                    [] {
+                    [&map] {
                       simt::Barrier* barrier = FreshBarrier(1);
-                      auto* words = reinterpret_cast<uint32_t*>(simt::Shared() + 128);
+                      auto* words =
+                          reinterpret_cast<uint32_t*>(simt::SwizzleAlignedShared() + 1024);
                       simt::WaitPhase(barrier, 1);
                       simt::SyncThreads();
                       if (simt::Thread() == 0) {
                         words[3] = 0;
-                        simt::CopyBulk(words, kNumbers, 32, barrier);
+                        simt::CopyTile(words, map, 0, 0, barrier);
                         EXPECT_EQ(words[3], ~0u);
-                        simt::ArriveExpecting(barrier, 32);
+                        simt::ArriveExpecting(barrier, 128);
                       }
                       simt::WaitPhase(barrier, 0);
                       EXPECT_EQ(words[3], 4u);
                       EXPECT_EQ(words[7], 8u);
+                      EXPECT_EQ(words[8], 0u);
                     }),
             "");
   const auto lone = [](const std::function<void(simt::Barrier*)>& body) {
@@ -63,20 +67,28 @@ TEST(HopperEmulator, BarriersAndBulkCopies) {
       if (simt::Thread() == 0) body(barrier);
     });
   };
+  const auto copy = [&map](int offset, simt::Barrier* barrier) {
+    simt::CopyTile(simt::SwizzleAlignedShared() + 1024 + offset, map, 0, 0, barrier);
+  };
   EXPECT_NE(lone([](simt::Barrier* b) { simt::Arrive(b + 1); }), "");
   EXPECT_NE(lone([](simt::Barrier* b) { simt::InitBarrier(b, 1); }), "");
   EXPECT_NE(lone([](simt::Barrier* b) { simt::WaitPhase(b, 0); }), "");
-  EXPECT_NE(lone([](simt::Barrier* b) { simt::CopyBulk(b + 2, kNumbers, 8, b); }), "");
-  EXPECT_NE(lone([](simt::Barrier* b) { simt::CopyBulk(b + 3, kNumbers, 16, b); }), "");
-  EXPECT_NE(lone([](simt::Barrier* b) { simt::CopyBulk(b + 2, kNumbers + 1, 16, b); }), "");
-  // Nobody waits for a copy; more bytes are expected than come.
-  EXPECT_NE(lone([](simt::Barrier* b) { simt::CopyBulk(b + 2, kNumbers, 16, b); }), "");
-  EXPECT_NE(lone([](simt::Barrier* b) {
-              simt::ArriveExpecting(b, 32);
-              simt::CopyBulk(b + 2, kNumbers, 16, b);
+  EXPECT_NE(lone([&](simt::Barrier* b) {
+              simt::ArriveExpecting(b, 128);
+              copy(128, b);
               simt::WaitPhase(b, 0);
             }),
             "");
+  // Nobody waits for a copy; more bytes are expected than come.
+  EXPECT_NE(lone([&](simt::Barrier* b) { copy(0, b); }), "");
+  EXPECT_NE(lone([&](simt::Barrier* b) {
+              simt::ArriveExpecting(b, 256);
+              copy(0, b);
+              simt::WaitPhase(b, 0);
+            }),
+            "");
+  EXPECT_THROW(MapTiles(stream, kNumbers + 1, 1, 16, 1), std::logic_error);
+  EXPECT_THROW(MapTiles(stream, kNumbers, 2, 8, 1), std::logic_error);
 }
 
 TEST(HopperEmulator, ABlockOfAClusterThatHasEndedIsNotArrivedAt) {
