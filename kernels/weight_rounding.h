@@ -31,7 +31,7 @@ struct WeightToRound {
 struct GptqCall {
   WeightToRound weight;  // columns that never saw an input are zeros
   ScalesView scales;
-  const float* hessian;  // (cols, cols), both triangles
+  const float* hessian;  // (cols, cols), symmetric; its lower triangle is read
   const float* factor;   // (cols, cols): U of the damped Hessian, rows and columns in `order`
   const int64_t* order;  // (cols): the column that is rounded i-th
   int64_t block;         // columns between two updates of the rest of the row
@@ -53,7 +53,8 @@ class WeightRounding {
   // gptq.cc: codes (rows, cols) that compensate each other's errors; nearest ones in rows where
   // those are better.
   virtual absl::Status GptqCodes(const GptqCall& call, int8_t* codes) = 0;
-  // matrix.cc: result[i] = d_i^T H d_i for each row d_i of d (rows, cols), h of row stride ldh.
+  // matrix.cc: result[i] = d_i^T H d_i for each row d_i of d (rows, cols), h symmetric, of row
+  // stride ldh.
   virtual absl::Status QuadraticForm(const float* d, int64_t rows, int64_t cols, const float* h,
                                      int64_t ldh, double* result) = 0;
 };

@@ -13,7 +13,8 @@ namespace {
 
 constexpr int64_t kTileRows = 6;
 constexpr int64_t kTileCols = 32;
-constexpr int64_t kDepth = 256;  // terms of one partial sum
+constexpr int64_t kDepth = 256;        // terms of one partial sum
+constexpr int64_t kFormColumns = 128;  // of a block of QuadraticForm
 
 // Sixteen floats; the compiler maps them to whatever registers the target has.
 typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
@@ -169,6 +170,31 @@ Matrix ScaleColumns(const Matrix& m, const std::vector<float>& factors, int thre
   return result;
 }
 
+namespace {
+
+// product (rows, k) = D L for D (rows, k), with L as QuadraticForm has it.
+void MultiplyByHalf(const float* d, int64_t rows, int64_t k, const float* h, int64_t ldh,
+                    float* product) {
+  std::vector<float> first(static_cast<size_t>(kDepth * kFormColumns));
+  for (int64_t j = 0; j < k; j += kFormColumns) {
+    const int64_t width = std::min(kFormColumns, k - j);
+    const int64_t depth = std::min(kDepth, k - j);
+    for (int64_t t = 0; t < depth; ++t) {
+      const float* from = h + (j + t) * ldh + j;
+      float* to = first.data() + t * kFormColumns;
+      std::copy(from, from + width, to);
+      if (t >= width) continue;
+      to[t] *= 0.5f;
+      std::fill(to + t + 1, to + width, 0.0f);
+    }
+    MultiplyAdd(1.0f, d + j, k, first.data(), kFormColumns, rows, depth, width, product + j, k);
+    MultiplyAdd(1.0f, d + j + depth, k, h + (j + depth) * ldh + j, ldh, rows, k - j - depth, width,
+                product + j, k);
+  }
+}
+
+}  // namespace
+
 std::vector<double> QuadraticForm(const Matrix& d, const float* h, int64_t ldh, int threads) {
   constexpr int64_t kRows = 48;
   std::vector<double> result(static_cast<size_t>(d.rows));
@@ -176,13 +202,13 @@ std::vector<double> QuadraticForm(const Matrix& d, const float* h, int64_t ldh, 
     const int64_t first = tile * kRows;
     const int64_t rows = std::min(kRows, d.rows - first);
     Matrix product(rows, d.cols);
-    MultiplyAdd(1.0f, d.row(first), d.cols, h, ldh, rows, d.cols, d.cols, product.row(0), d.cols);
+    MultiplyByHalf(d.row(first), rows, d.cols, h, ldh, product.row(0));
     for (int64_t r = 0; r < rows; ++r) {
       double sum = 0;
       for (int64_t j = 0; j < d.cols; ++j) {
         sum += static_cast<double>(product.at(r, j)) * static_cast<double>(d.at(first + r, j));
       }
-      result[static_cast<size_t>(first + r)] = sum;
+      result[static_cast<size_t>(first + r)] = 2 * sum;
     }
   });
   return result;

@@ -48,8 +48,9 @@ double SquaredSum(const Matrix& m);
 // Every column j multiplied by factors[j].
 Matrix ScaleColumns(const Matrix& m, const std::vector<float>& factors, int threads);
 
-// d_i^T H d_i for every row d_i of D (rows, K), with H (K, K) of row stride ldh; the last sum in
-// double.
+// d_i^T H d_i for every row d_i of D (rows, K), with H symmetric (K, K) of row stride ldh: 2 d^T L
+// d, L the lower triangle with half of the diagonal, which takes half of the products. The sums of
+// L's columns begin at the first row of their block of 128, the last sum is in double.
 std::vector<double> QuadraticForm(const Matrix& d, const float* h, int64_t ldh, int threads);
 // The same by `device`, unless that is nullptr.
 absl::StatusOr<std::vector<double>> QuadraticForm(const Matrix& d, const float* h, int64_t ldh,

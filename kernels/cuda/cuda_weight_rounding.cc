@@ -34,7 +34,7 @@ class Scratch {
     return memory_.back().as<T>();
   }
   template <typename T>
-  const T* Put(const T* host, int64_t count) {
+  T* Put(const T* host, int64_t count) {
     T* memory = Take<T>(count);
     if (memory != nullptr) device_.CopyIn(memory, host, static_cast<size_t>(count) * sizeof(T));
     return memory;
@@ -51,19 +51,19 @@ int64_t SlabRows(int64_t rows, int64_t cols) {
   return std::min(rows, std::max<int64_t>(1, kSlabWeights / cols));
 }
 
-// sums[i] = d_i^T H d_i; product is scratch like d.
-void LaunchQuadraticForm(Device& device, const float* d, int64_t rows, int64_t cols, const float* h,
-                         float* product, double* sums) {
+// sums[i] = d_i^T H d_i, with H as LaunchHalf leaves it; product is scratch like d.
+void LaunchQuadraticForm(Device& device, const float* d, int64_t rows, int64_t cols,
+                         const float* half, float* product, double* sums) {
   OrderedProductArgs args;
   args.a = d;
-  args.b = h;
+  args.b = half;
   args.c = product;
   args.lda = args.ldb = args.ldc = cols;
   args.m = rows;
   args.n = args.k = cols;
-  args.fresh = true;
+  args.fresh = args.triangular = true;
   LaunchOrderedProduct(device, args);
-  LaunchRowDots(device, {product, d, rows, cols, sums});
+  LaunchRowDots(device, {product, d, rows, cols, sums, 2.0});
 }
 
 class CudaWeightRounding final : public WeightRounding {
@@ -149,7 +149,7 @@ absl::Status CudaWeightRounding::GptqCodes(const GptqCall& call, int8_t* codes) 
   const int64_t groups = scheme.GroupsPerRow(cols);
   const int64_t slab = SlabRows(call.weight.rows, cols);
   Scratch scratch(device_);
-  const float* hessian = scratch.Put(call.hessian, cols * cols);
+  float* half = scratch.Put(call.hessian, cols * cols);
   const float* factor = scratch.Put(call.factor, cols * cols);
   const int64_t* order = scratch.Put(call.order, cols);
   const float* all_scales = scratch.Put(call.scales.scale, call.weight.rows * groups);
@@ -163,6 +163,7 @@ absl::Status CudaWeightRounding::GptqCodes(const GptqCall& call, int8_t* codes) 
   auto* other = scratch.Take<double>(slab);
   if (!scratch.status().ok()) return scratch.status();
 
+  LaunchHalf(device_, half, cols);
   for (int64_t top = 0; top < call.weight.rows; top += slab) {
     const int64_t rows = std::min(slab, call.weight.rows - top);
     const float* scale = all_scales + top * groups;
@@ -199,9 +200,9 @@ absl::Status CudaWeightRounding::GptqCodes(const GptqCall& call, int8_t* codes) 
       push(block, block, end - block, end, cols, /*chain=*/false);
     }
     NearestArgs nearest{scheme, rows, cols, weight, scale, zero, nullptr, error, nullptr, nullptr};
-    LaunchQuadraticForm(device_, error, rows, cols, hessian, work, own);
+    LaunchQuadraticForm(device_, error, rows, cols, half, work, own);
     LaunchNearest(device_, nearest);
-    LaunchQuadraticForm(device_, error, rows, cols, hessian, work, other);
+    LaunchQuadraticForm(device_, error, rows, cols, half, work, other);
     nearest.codes = chosen;
     nearest.error = nullptr;
     nearest.own = own;
@@ -224,15 +225,16 @@ absl::Status CudaWeightRounding::QuadraticForm(const float* d, int64_t rows, int
     h = packed.data();
   }
   Scratch scratch(device_);
-  const float* hessian = scratch.Put(h, cols * cols);
+  float* half = scratch.Put(h, cols * cols);
   auto* rows_of_d = scratch.Take<float>(slab * cols);
   auto* product = scratch.Take<float>(slab * cols);
   auto* sums = scratch.Take<double>(slab);
   if (!scratch.status().ok()) return scratch.status();
+  LaunchHalf(device_, half, cols);
   for (int64_t first = 0; first < rows; first += slab) {
     const int64_t count = std::min(slab, rows - first);
     device_.CopyIn(rows_of_d, d + first * cols, static_cast<size_t>(count * cols) * sizeof(float));
-    LaunchQuadraticForm(device_, rows_of_d, count, cols, hessian, product, sums);
+    LaunchQuadraticForm(device_, rows_of_d, count, cols, half, product, sums);
     device_.CopyOut(result + first, sums, static_cast<size_t>(count) * sizeof(double));
   }
   return device_.Sync();

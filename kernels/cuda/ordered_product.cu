@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with one order of summation, and dot products of rows.
+// Products with one order of summation, dot products of rows, and halves of symmetric matrices.
 //
 // Tiling: a block per 128 x 128 tile of C, 8 x 8 sums per thread in registers; slices of A and B,
 // 16 terms at a time, go through registers into two stages of shared memory, A transposed. Limit:
 // multiplications and additions, which are not fused, so half of the f32 rate. Dot products: a warp
-// per 32 rows, a lane per row; limit: the latency of one chain of additions.
+// per 32 rows, a lane per row; limit: the latency of one chain of additions. Halves: a block per
+// row; limit: bytes.
 #include "kernels/cuda/ordered_product.h"
 #include "kernels/cuda/simt.h"
 
@@ -166,7 +167,25 @@ struct RowDotsKernel {
       }
       simt::SyncWarp();
     }
-    if (top + lane < p.rows) p.sums[top + lane] = sum;
+    if (top + lane < p.rows) p.sums[top + lane] = p.factor * sum;
+    simt::StartNextKernel();
+  }
+};
+
+struct HalfKernel {
+  struct Params {
+    float* h;
+    int64_t n;
+  };
+  static constexpr int kThreads = 256;
+  static constexpr int kMinBlocks = 1;
+
+  static NIBBLE_DEVICE void Run(const Params& p) {
+    const int64_t i = simt::BlockX();
+    float* row = p.h + i * p.n;
+    simt::WaitForPreviousKernel();
+    for (int64_t j = i + simt::Thread(); j < p.n; j += kThreads)
+      row[j] = j == i ? row[j] * 0.5f : 0.0f;
     simt::StartNextKernel();
   }
 };
@@ -185,6 +204,14 @@ void LaunchOrderedProduct(Device& device, const OrderedProductArgs& args) {
   } else {
     Launch<OrderedProductKernel<false>>(device.stream(), shape, args);
   }
+}
+
+void LaunchHalf(Device& device, float* h, int64_t n) {
+  if (n == 0) return;
+  LaunchShape shape;
+  shape.grid_x = static_cast<int>(n);
+  shape.threads = HalfKernel::kThreads;
+  Launch<HalfKernel>(device.stream(), shape, {h, n});
 }
 
 void LaunchRowDots(Device& device, const RowDotsArgs& args) {

@@ -36,13 +36,17 @@ struct OrderedProductArgs {
 };
 void LaunchOrderedProduct(Device& device, const OrderedProductArgs& args);
 
-// sums[i] = sum over j ascending of a_ij * b_ij, in double; a and b (rows, cols).
+// h (n, n), symmetric, becomes its lower triangle with half of the diagonal, zeros above.
+void LaunchHalf(Device& device, float* h, int64_t n);
+
+// sums[i] = factor * sum over j ascending of a_ij * b_ij, in double; a and b (rows, cols).
 struct RowDotsArgs {
   const float* a;
   const float* b;
   int64_t rows;
   int64_t cols;
   double* sums;
+  double factor = 1.0;
 };
 void LaunchRowDots(Device& device, const RowDotsArgs& args);
 

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cmath>
 
 #include "tests/engine/quant/random_matrix.h"
 
@@ -65,15 +66,28 @@ TEST(ParallelFor, CallsEveryIndexOnce) {
 }
 
 TEST(QuadraticForm, IsDhDPerRowAndTheSameForAnyThreads) {
-  const Matrix d = RandomMatrix(101, 40, 4);
-  const Matrix h = testing::HessianOf(RandomMatrix(60, 40, 5));
-  const std::vector<float> zeros(40, 0.0f);
-  const std::vector<double> one = QuadraticForm(d, h.row(0), 40, 1);
-  for (int64_t r = 0; r < d.rows; ++r) {
-    EXPECT_NEAR(one[static_cast<size_t>(r)], Objective(d.row(r), zeros.data(), h), 1e-2);
+  for (const int64_t cols : {1, 40, 129, 300}) {
+    const Matrix d = RandomMatrix(101, cols, 4);
+    const Matrix h = testing::HessianOf(RandomMatrix(cols + 20, cols, 5));
+    const std::vector<float> zeros(static_cast<size_t>(cols), 0.0f);
+    const std::vector<double> one = QuadraticForm(d, h.row(0), cols, 1);
+    for (int64_t r = 0; r < d.rows; ++r) {
+      const double expected = Objective(d.row(r), zeros.data(), h);
+      EXPECT_NEAR(one[static_cast<size_t>(r)], expected, 1e-5 * expected) << cols;
+    }
+    EXPECT_EQ(QuadraticForm(d, h.row(0), cols, 2), one);
+    EXPECT_EQ(QuadraticForm(d, h.row(0), cols, 7), one);
   }
-  EXPECT_EQ(QuadraticForm(d, h.row(0), 40, 2), one);
-  EXPECT_EQ(QuadraticForm(d, h.row(0), 40, 7), one);
+}
+
+TEST(QuadraticForm, ReadsTheLowerTriangle) {
+  const Matrix d = RandomMatrix(7, 300, 4);
+  Matrix h = testing::HessianOf(RandomMatrix(320, 300, 5));
+  const std::vector<double> expected = QuadraticForm(d, h.row(0), 300, 1);
+  for (int64_t i = 0; i < 300; ++i) {
+    for (int64_t j = i + 1; j < 300; ++j) h.at(i, j) = NAN;
+  }
+  EXPECT_EQ(QuadraticForm(d, h.row(0), 300, 1), expected);
 }
 
 }  // namespace
