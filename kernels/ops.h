@@ -101,6 +101,7 @@ struct BatchView {
   const int32_t* logit_rows = nullptr;  // (num_logits) rows whose logits are wanted, ascending
   int32_t num_logits = 0;
   const SampleResult* drawn = nullptr;  // EmbedArgs::drawn
+  int32_t* tokens = nullptr;            // (rows) EmbedArgs::tokens
 };
 
 // ---- KV cache
@@ -222,6 +223,7 @@ struct EmbedArgs {
   float scale;                          // multiplies the row (Gemma: sqrt(hidden)), otherwise 1
   float* out;                           // (rows, hidden) f32
   const SampleResult* drawn = nullptr;  // what ids below 0 stand for: SampleArgs::results of before
+  int32_t* tokens = nullptr;            // (rows) becomes ids without any below 0; nullptr: unwanted
 };
 
 // Residual add, then norm: h = x + delta (stored back to x when delta is given), out = h / rms(h) *
@@ -334,6 +336,9 @@ struct SamplingRow {
   const int32_t* seen_ids = nullptr;       // (num_seen) tokens of prompt and output
   const int32_t* output_counts = nullptr;  // (num_seen) how often in the output
   int32_t num_seen = 0;
+  // The index in SampleArgs::tokens of a token of the output that the two lists do not know of yet,
+  // once more than they say; -1: there is none.
+  int32_t unlisted = -1;
 };
 
 struct SampleResult {
@@ -351,8 +356,9 @@ struct SampleArgs {
   float* logits;  // (rows, vocabulary) f32; may be overwritten
   int64_t rows;
   int64_t vocabulary;
-  const SamplingRow* params;  // (rows) host memory
-  SampleResult* results;      // (rows)
+  const SamplingRow* params;        // (rows) host memory
+  SampleResult* results;            // (rows)
+  const int32_t* tokens = nullptr;  // EmbedArgs::tokens of this step; for SamplingRow::unlisted
 };
 
 }  // namespace nibble

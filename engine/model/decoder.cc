@@ -178,7 +178,8 @@ float* Decoder::Forward(const BatchView& batch, const KvPool& kv) {
                  .rows = batch.rows,
                  .scale = model.config.embedding_scale,
                  .out = workspace.residual(),
-                 .drawn = batch.drawn});
+                 .drawn = batch.drawn,
+                 .tokens = batch.tokens});
   for (size_t layer = 0; layer < model.blocks.size(); ++layer) {
     model.blocks[layer]->Forward(batch, kv, static_cast<int>(layer), *model.rope, workspace,
                                  /*has_delta=*/layer > 0);

@@ -58,8 +58,8 @@ void Choice::Count(int32_t token, int32_t occurrences) {
   }
 }
 
-SamplingRow Choice::Row(int32_t ahead) const {
-  NIBBLE_CHECK(ahead == 0 || !plan_.penalties);
+SamplingRow Choice::Row(int32_t ahead, int32_t at) const {
+  NIBBLE_CHECK(ahead == 0 || ahead == 1);
   const SamplingParams& params = plan_.params;
   SamplingRow row;
   row.temperature = params.temperature;
@@ -85,6 +85,7 @@ SamplingRow Choice::Row(int32_t ahead) const {
     row.seen_ids = seen_ids_.data();
     row.output_counts = output_counts_.data();
     row.num_seen = static_cast<int32_t>(seen_ids_.size());
+    if (ahead > 0) row.unlisted = at;
   }
   return row;
 }

@@ -41,9 +41,9 @@ class Choice {
     return at < prompt_.size() ? prompt_[at] : output_[at - prompt_.size()];
   }
 
-  // How the next token is drawn, or, if `ahead` tokens are drawn and not accepted yet, the one
-  // after those; with penalties `ahead` must be 0. Its pointers are valid until Accept.
-  SamplingRow Row(int32_t ahead) const;
+  // How the next token is drawn, or, if `ahead` is 1, the one after it: the next is drawn and not
+  // accepted yet, and stands in row `at` of the step. Its pointers are valid until Accept.
+  SamplingRow Row(int32_t ahead, int32_t at) const;
 
   // Takes the drawn token; fills `delta`, whose `finish` says whether the choice ends with it.
   void Accept(const SampleResult& drawn, Delta* delta);

@@ -113,6 +113,7 @@ struct DecoderRunner::Impl {
 
   std::unique_ptr<Buffer> arrays;   // of the step, laid out by StepLayout
   std::unique_ptr<Buffer> samples;  // (max_logit_rows) SampleResult of the step submitted last
+  std::unique_ptr<Buffer> tokens;   // (max_rows) int32 of the step under way
   std::vector<int32_t> words;       // the arrays as they are uploaded
 
   struct Step {
@@ -133,6 +134,7 @@ struct DecoderRunner::Impl {
     const std::pair<std::unique_ptr<Buffer>*, size_t> wanted[] = {
         {&arrays, static_cast<size_t>(StepLayout(largest).words) * sizeof(int32_t)},
         {&samples, static_cast<size_t>(limits.max_logit_rows) * sizeof(SampleResult)},
+        {&tokens, static_cast<size_t>(limits.max_rows) * sizeof(int32_t)},
     };
     for (const auto& [buffer, bytes] : wanted) {
       auto allocated = backend->Allocate(bytes);
@@ -203,6 +205,7 @@ struct DecoderRunner::Impl {
     view.logit_rows = base + layout.logit_rows;
     view.num_logits = size.logits;
     view.drawn = samples->as<SampleResult>();
+    view.tokens = tokens->as<int32_t>();
     return view;
   }
 
@@ -240,6 +243,7 @@ struct DecoderRunner::Impl {
         args.vocabulary = limits.vocab;
         args.params = input.sampling.data() + drawn;
         args.results = samples->as<SampleResult>() + drawn;
+        args.tokens = tokens->as<int32_t>();
         backend->Sample(args);
         drawn += end - row;
       }

@@ -164,12 +164,10 @@ void EngineLoop::Submit(EngineStep& step) {
   ++under_way_;
 }
 
-// Whether the step after this one can be built before this one's results are there. Penalties need
-// to know the token that is being drawn, scores the logits before the next step's come.
+// Whether the step after this one can be submitted before this one's results are there. Scores need
+// the logits, which that step overwrites.
 bool EngineLoop::MayRunAhead(const StepInput& input) const {
-  return runner_->limits().ahead && input.score.empty() &&
-         std::none_of(input.sampling.begin(), input.sampling.end(),
-                      [](const SamplingRow& row) { return row.num_seen > 0; });
+  return runner_->limits().ahead && input.score.empty();
 }
 
 bool EngineLoop::CollectOldest() {
@@ -263,7 +261,7 @@ void EngineLoop::BuildInput(const StepPlan& plan, StepInput* to) {
       input.logit_rows.push_back(first_row + planned.rows - 1);
       input.draws.push_back(1);
       part.slot = static_cast<int32_t>(input.sampling.size());
-      input.sampling.push_back(choice.Row(part.drawn++));
+      input.sampling.push_back(choice.Row(part.drawn++, input.logit_rows.back()));
     }
   }
 }

@@ -182,6 +182,7 @@ void CpuBackend::Embed(const EmbedArgs& args) {
   ForRows(args.rows, cols, [&](int64_t row, int) {
     float* out = args.out + row * cols;
     const int32_t id = args.ids[row] >= 0 ? args.ids[row] : args.drawn[-1 - args.ids[row]].token;
+    if (args.tokens != nullptr) args.tokens[row] = id;
     for (int64_t k = 0; k < cols; ++k) out[k] = table.Read(id, k) * args.scale;
   });
 }
@@ -388,8 +389,9 @@ void CpuBackend::Sample(const SampleArgs& args) {
     }
   }
   ForRows(args.rows, args.vocabulary, [&](int64_t row, int thread) {
-    args.results[row] = SampleRow(k_, args.params[row], args.logits + row * args.vocabulary,
-                                  args.vocabulary, samplers_[static_cast<size_t>(thread)]);
+    args.results[row] =
+        SampleRow(k_, args.params[row], args.tokens, args.logits + row * args.vocabulary,
+                  args.vocabulary, samplers_[static_cast<size_t>(thread)]);
   });
 }
 

@@ -12,15 +12,21 @@ namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-void Edit(const SamplingRow& params, float* logits) {
+void Edit(const SamplingRow& params, const int32_t* tokens, float* logits) {
   for (int32_t i = 0; i < params.num_bias; ++i) logits[params.bias_ids[i]] += params.bias[i];
   for (int32_t i = 0; i < params.num_banned; ++i) logits[params.banned_ids[i]] = kMinusInfinity;
+  const auto penalize = [&params, logits](int32_t token, int32_t count) {
+    logits[token] = Penalize(logits[token], count, params.repetition_penalty,
+                             params.presence_penalty, params.frequency_penalty);
+  };
+  int32_t unlisted = params.unlisted >= 0 ? tokens[params.unlisted] : -1;
   for (int32_t i = 0; i < params.num_seen; ++i) {
+    const int32_t token = params.seen_ids[i];
     const int32_t count = params.output_counts != nullptr ? params.output_counts[i] : 0;
-    float& logit = logits[params.seen_ids[i]];
-    logit = Penalize(logit, count, params.repetition_penalty, params.presence_penalty,
-                     params.frequency_penalty);
+    penalize(token, token == unlisted ? count + 1 : count);
+    if (token == unlisted) unlisted = -1;
   }
+  if (unlisted >= 0) penalize(unlisted, 1);
 }
 
 // The first of the largest logits; -1 if one is NaN or +inf, or all are -inf.
@@ -176,10 +182,10 @@ int32_t Draw(const KernelTable& kernels, const SamplingRow& params, const float*
 
 }  // namespace
 
-SampleResult SampleRow(const KernelTable& kernels, const SamplingRow& params, float* logits,
-                       int64_t vocabulary, SamplerScratch& scratch) {
+SampleResult SampleRow(const KernelTable& kernels, const SamplingRow& params, const int32_t* tokens,
+                       float* logits, int64_t vocabulary, SamplerScratch& scratch) {
   SampleResult result;
-  Edit(params, logits);
+  Edit(params, tokens, logits);
   const int32_t best = FirstLargest(logits, vocabulary);
   if (best < 0) {
     result.finite = false;

@@ -16,8 +16,8 @@ struct SamplerScratch {
   std::vector<int32_t> candidates;  // token ids, most probable first
 };
 
-// The semantics of SamplingRow; overwrites logits.
-SampleResult SampleRow(const KernelTable& kernels, const SamplingRow& params, float* logits,
-                       int64_t vocabulary, SamplerScratch& scratch);
+// The semantics of SamplingRow; overwrites logits. `tokens` is SampleArgs::tokens.
+SampleResult SampleRow(const KernelTable& kernels, const SamplingRow& params, const int32_t* tokens,
+                       float* logits, int64_t vocabulary, SamplerScratch& scratch);
 
 }  // namespace nibble

@@ -251,7 +251,8 @@ void CudaBackend::Replay(uint64_t key, const std::function<void()>& launches) {
 
 void CudaBackend::Embed(const EmbedArgs& args) {
   const auto& embedding = *static_cast<const CudaEmbedding*>(args.table);
-  LaunchEmbed(*device_, {embedding.table, args.ids, args.rows, args.scale, args.out, args.drawn});
+  LaunchEmbed(*device_, {embedding.table, args.ids, args.rows, args.scale, args.out, args.drawn,
+                         args.tokens});
 }
 
 void CudaBackend::Attention(const AttentionArgs& args) {
@@ -283,7 +284,7 @@ void CudaBackend::Sample(const SampleArgs& args) {
     device_->CopyIn(sampling_.data(), packed_sampling_.data(), bytes);
     LaunchSample(*device_, {args.logits + static_cast<int64_t>(first) * args.vocabulary,
                             static_cast<int64_t>(count), args.vocabulary, sampling_.data(),
-                            args.results + first, sampling_exchange_.data()});
+                            args.results + first, sampling_exchange_.data(), args.tokens});
     first += count;
   }
 }

@@ -19,9 +19,12 @@ struct EmbedParams {
   const SampleResult* drawn;
   float scale;
   float* out;
+  int32_t* tokens;
 
   NIBBLE_DEVICE int64_t Id(int64_t row) const {
-    return ids[row] >= 0 ? ids[row] : drawn[-1 - ids[row]].token;
+    const int32_t id = ids[row] >= 0 ? ids[row] : drawn[-1 - ids[row]].token;
+    if (tokens != nullptr && simt::Thread() == 0) tokens[row] = id;
+    return id;
   }
 };
 
@@ -80,7 +83,8 @@ void LaunchEmbed(Device& device, const DeviceEmbedArgs& args) {
         LaunchShape shape;
         shape.grid_x = static_cast<int>(args.rows);
         shape.threads = table.cols() >= 1024 ? 256 : 64;
-        const EmbedParams<Table> params{table, args.ids, args.drawn, args.scale, args.out};
+        const EmbedParams<Table> params{table,      args.ids, args.drawn,
+                                        args.scale, args.out, args.tokens};
         if constexpr (std::is_same_v<Table, StoredTable>) {
           if (table.weight.scheme.code == DType::kBF16 && table.cols() % 8 == 0) {
             return Launch<EmbedBF16Kernel>(device.stream(), shape, params);

@@ -36,6 +36,7 @@ struct DeviceEmbedArgs {
   float scale;  // multiplies the row
   float* out;   // (rows, columns of the table) f32
   const SampleResult* drawn = nullptr;
+  int32_t* tokens = nullptr;
 };
 void LaunchEmbed(Device& device, const DeviceEmbedArgs& args);
 

@@ -40,6 +40,7 @@ void PackSampling(std::span<const SamplingRow> rows, void* to) {
     PackedSamplingRow& out = *packed++;
     out.row = row;
     out.row.num_seen = Penalizes(row) ? row.num_seen : 0;
+    out.row.unlisted = Penalizes(row) ? row.unlisted : -1;
     out.lists = used;
     append(row.bias_ids, row.num_bias);
     append(row.bias, row.num_bias);

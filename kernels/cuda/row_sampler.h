@@ -73,6 +73,7 @@ struct alignas(16) SampleShared {
   FoundBin found;
   SelectedToken selected;
   uint32_t held;
+  int32_t listed;  // whether SamplingRow::unlisted is one of the seen tokens
 };
 
 // The smallest shift that makes [first, last] fit `bins` bins.
@@ -99,8 +100,11 @@ class RowSampler {
   }
 
   // Of this block's part.
-  NIBBLE_DEVICE void Edit(const PackedSamplingRow& packed, const int32_t* words) {
+  NIBBLE_DEVICE void Edit(const PackedSamplingRow& packed, const int32_t* words,
+                          const int32_t* tokens) {
     const SamplingRow& p = packed.row;
+    const int32_t unlisted = p.unlisted >= 0 ? tokens[p.unlisted] : -1;
+    if (simt::Thread() == 0) shared_.listed = 0;
     const int32_t* list = words + packed.lists;
     const auto each = [&](int32_t count, auto&& edit) {
       for (int32_t i = simt::Thread(); i < count; i += simt::Threads()) {
@@ -114,10 +118,20 @@ class RowSampler {
     list += 2 * int64_t{p.num_bias};
     each(p.num_banned, [](int32_t, float& logit) { logit = -INFINITY; });
     list += p.num_banned;
+    const auto penalize = [&p](float& logit, int32_t count) {
+      logit = Penalize(logit, count, p.repetition_penalty, p.presence_penalty, p.frequency_penalty);
+    };
     each(p.num_seen, [&](int32_t i, float& logit) {
-      logit = Penalize(logit, list[p.num_seen + i], p.repetition_penalty, p.presence_penalty,
-                       p.frequency_penalty);
+      const bool more = list[i] == unlisted;
+      if (more) shared_.listed = 1;
+      penalize(logit, list[p.num_seen + i] + (more ? 1 : 0));
     });
+    if (unlisted < 0) return;
+    if (simt::Thread() == 0 && shared_.listed == 0) {
+      const uint32_t at = static_cast<uint32_t>(unlisted) - begin_;
+      if (at < count_) penalize(logits_[at], 1);
+    }
+    simt::SyncThreads();
   }
 
   // The first of the largest logits; false if one is NaN or +inf, or all are -inf.

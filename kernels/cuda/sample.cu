@@ -41,16 +41,14 @@ struct SampleKernel {
     const PackedSamplingRow& packed = rows[row];
     RowSampler sampler(p, row, simt::BlockX() % p.parts);
     simt::WaitForPreviousKernel();
-    Sample(sampler, packed, reinterpret_cast<const int32_t*>(rows + p.launch.rows),
-           p.launch.results[row]);
+    sampler.Edit(packed, reinterpret_cast<const int32_t*>(rows + p.launch.rows), p.launch.tokens);
+    Sample(sampler, packed.row, p.launch.results[row]);
     sampler.Leave();
     simt::StartNextKernel();
   }
 
-  static NIBBLE_DEVICE void Sample(RowSampler& sampler, const PackedSamplingRow& packed,
-                                   const int32_t* words, SampleResult& result) {
-    const SamplingRow& params = packed.row;
-    sampler.Edit(packed, words);
+  static NIBBLE_DEVICE void Sample(RowSampler& sampler, const SamplingRow& params,
+                                   SampleResult& result) {
     const bool finite = sampler.FindLargest();
     if (sampler.writes()) {
       for (int i = simt::Thread(); i < kMaxLogprobs; i += simt::Threads()) {

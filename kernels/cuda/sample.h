@@ -32,12 +32,13 @@ void PackSampling(std::span<const SamplingRow> rows, void* to);
 inline constexpr int64_t kMaxSampleVocabulary = int64_t{1} << 20;
 
 struct SampleLaunch {
-  float* logits;          // (rows, vocabulary) f32; overwritten
-  int64_t rows;           // each has blocks of its own: no row depends on the others
-  int64_t vocabulary;     // 1..kMaxSampleVocabulary
-  const void* packed;     // (PackedSamplingBytes) device memory
-  SampleResult* results;  // (rows) device memory
-  void* scratch;          // (SampleScratchBytes) device memory, 0 before and after
+  float* logits;                    // (rows, vocabulary) f32; overwritten
+  int64_t rows;                     // each has blocks of its own: no row depends on the others
+  int64_t vocabulary;               // 1..kMaxSampleVocabulary
+  const void* packed;               // (PackedSamplingBytes) device memory
+  SampleResult* results;            // (rows) device memory
+  void* scratch;                    // (SampleScratchBytes) device memory, 0 before and after
+  const int32_t* tokens = nullptr;  // SampleArgs::tokens
 };
 size_t SampleScratchBytes(const DeviceInfo& device, int64_t rows);
 void LaunchSample(Device& device, const SampleLaunch& args);

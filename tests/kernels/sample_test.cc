@@ -18,7 +18,8 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 class SampleTest : public ::testing::Test {
  protected:
-  SampleResult Draw(std::vector<float> logits, const SamplingRow& params) {
+  SampleResult Draw(std::vector<float> logits, const SamplingRow& params,
+                    const std::vector<int32_t>& tokens = {}) {
     SampleResult result;
     SampleArgs args{};
     args.logits = logits.data();
@@ -26,6 +27,7 @@ class SampleTest : public ::testing::Test {
     args.vocabulary = static_cast<int64_t>(logits.size());
     args.params = &params;
     args.results = &result;
+    args.tokens = tokens.data();
     backend_->Sample(args);
     return result;
   }
@@ -244,6 +246,26 @@ TEST_F(SampleTest, PenaltiesFollowTheirFormulas) {
     EXPECT_EQ(result.top_ids[i], order[i]);
     EXPECT_NEAR(result.top_logprobs[i], edited[order[i]] - std::log(total), 1e-5);
   }
+}
+
+TEST_F(SampleTest, ATokenThatIsNotListedYetCountsOnceMore) {
+  const int32_t seen[] = {0, 1}, counts[] = {0, 3}, counts_after[] = {0, 4};
+  const int32_t seen_after[] = {0, 1, 2}, all_counts[] = {0, 3, 1};
+  SamplingRow params;
+  params.temperature = 0;
+  params.repetition_penalty = 2.0f;
+  params.presence_penalty = 0.25f;
+  params.frequency_penalty = 0.5f;
+  params.logprobs = 3;
+  const auto draw = [&](const int32_t* ids, const int32_t* times, int32_t count, int32_t unlisted) {
+    params.seen_ids = ids;
+    params.output_counts = times;
+    params.num_seen = count;
+    params.unlisted = unlisted;
+    return Draw({2.0f, 1.0f, 0.5f}, params, {7, 1, 2}).top_logprobs;
+  };
+  EXPECT_EQ(draw(seen, counts, 2, 1), draw(seen, counts_after, 2, -1));
+  EXPECT_EQ(draw(seen, counts, 2, 2), draw(seen_after, all_counts, 3, -1));
 }
 
 TEST_F(SampleTest, NoParametersLeaveNothingToDrawFrom) {

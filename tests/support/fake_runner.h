@@ -119,7 +119,8 @@ class FakeRunner final : public ModelRunner {
       const std::vector<int32_t> context =
           Context(input, input.row_sequence[row], input.positions[row] + 1);
       if (input.draws[i] != 0) {
-        output->samples.push_back(Draw(context, input.sampling[output->samples.size()]));
+        output->samples.push_back(
+            Draw(context, input.sampling[output->samples.size()], static_cast<int32_t>(row)));
       } else {
         const ScoreRow& wanted = input.score[output->scores.size()];
         TokenLogprob score;
@@ -154,10 +155,15 @@ class FakeRunner final : public ModelRunner {
     }
     return context;
   }
-  SampleResult Draw(std::span<const int32_t> context, const SamplingRow& row) {
+  // `last` is the row of the step that holds the last token of `context`.
+  SampleResult Draw(std::span<const int32_t> context, const SamplingRow& row, int32_t last) {
     EXPECT_EQ(row.position, context.size()) << "the random key must be the drawn token's position";
     if (row.num_seen > 0) {
-      const std::set<int32_t> seen(row.seen_ids, row.seen_ids + row.num_seen);
+      std::set<int32_t> seen(row.seen_ids, row.seen_ids + row.num_seen);
+      if (row.unlisted >= 0) {
+        EXPECT_EQ(row.unlisted, last) << "no other row has a token that is not known";
+        seen.insert(context.back());
+      }
       EXPECT_EQ(seen, std::set<int32_t>(context.begin(), context.end()))
           << "penalties must know every token";
     }

@@ -62,6 +62,8 @@ std::vector<GenerationRequest> ManyRequests() {
     sampling.ignore_eos = true;
     sampling.logprobs = 1;
     sampling.temperature = i % 2 == 0 ? 0.0f : 0.9f;
+    if (i % 3 == 0) sampling.repetition_penalty = 1.4f;
+    if (i % 4 == 0) sampling.frequency_penalty = 0.7f;
   }
   return requests;
 }

@@ -25,9 +25,10 @@ TEST(CudaEmbedTest, ReadsEveryScheme) {
       for (const float scale : {1.0f, 45.25f}) {
         const OnDevice<int32_t> rows(std::vector<int32_t>{4, -2, 36, -1, 17});
         const auto out = OnDevice<float>::Poisoned(ids.size() * static_cast<size_t>(cols));
+        const auto tokens = OnDevice<int32_t>::Poisoned(ids.size());
         LaunchEmbed(TestDevice(),
                     {StoredTable{on_device.weight()}, rows.data(), static_cast<int64_t>(ids.size()),
-                     scale, out.data(), drawn.data()});
+                     scale, out.data(), drawn.data(), tokens.data()});
         std::vector<float> expected;
         for (const int32_t id : ids) {
           for (int64_t k = 0; k < cols; ++k) {
@@ -35,6 +36,7 @@ TEST(CudaEmbedTest, ReadsEveryScheme) {
           }
         }
         EXPECT_EQ(out.Read(), expected) << scheme.name << ", " << cols << " columns";
+        EXPECT_EQ(tokens.Read(), ids);
       }
     }
   }

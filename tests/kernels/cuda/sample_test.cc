@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <random>
 
@@ -28,6 +29,7 @@ struct Step {
   int64_t vocabulary = 0;
   std::vector<float> logits;
   std::vector<SamplingRow> rows;
+  std::vector<int32_t> tokens;  // SampleArgs::tokens
   std::vector<std::unique_ptr<std::vector<int32_t>>> ids;
   std::vector<std::unique_ptr<std::vector<float>>> values;
 
@@ -39,8 +41,10 @@ struct Step {
   }
 };
 
-Step OneRow(std::vector<float> logits, const SamplingRow& params) {
+Step OneRow(std::vector<float> logits, const SamplingRow& params,
+            const std::vector<int32_t>& tokens = {}) {
   Step step;
+  step.tokens = tokens;
   step.vocabulary = static_cast<int64_t>(logits.size());
   step.logits = std::move(logits);
   step.rows.push_back(params);
@@ -52,12 +56,13 @@ std::vector<SampleResult> OnGpu(const Step& step) {
   std::vector<uint8_t> host(PackedSamplingBytes(step.rows));
   PackSampling(step.rows, host.data());
   const OnDevice<uint8_t> packed(host);
+  const OnDevice<int32_t> tokens(step.tokens);
   const auto results = OnDevice<SampleResult>::Poisoned(step.rows.size());
   const auto rows = static_cast<int64_t>(step.rows.size());
   const OnDevice<uint8_t> scratch(
       std::vector<uint8_t>(SampleScratchBytes(TestDevice().info(), rows)));
   LaunchSample(TestDevice(), {logits.data(), rows, step.vocabulary, packed.data(), results.data(),
-                              scratch.data()});
+                              scratch.data(), tokens.data()});
   const auto left = scratch.Read();
   EXPECT_EQ(std::count(left.begin(), left.end(), 0), static_cast<int64_t>(left.size()));
   return results.Read();
@@ -68,7 +73,7 @@ std::vector<SampleResult> OnCpu(const Step& step) {
   std::vector<float> logits = step.logits;
   std::vector<SampleResult> results(step.rows.size());
   backend->Sample({logits.data(), static_cast<int64_t>(step.rows.size()), step.vocabulary,
-                   step.rows.data(), results.data()});
+                   step.rows.data(), results.data(), step.tokens.data()});
   return results;
 }
 
@@ -122,10 +127,14 @@ std::vector<float> Edited(const Step& step, size_t row) {
   for (int32_t i = 0; i < p.num_banned; ++i) {
     logits[static_cast<size_t>(p.banned_ids[i])] = -kInfinity;
   }
+  std::map<int32_t, int32_t> counts;
   for (int32_t i = 0; i < p.num_seen; ++i) {
-    float& logit = logits[static_cast<size_t>(p.seen_ids[i])];
-    logit = Penalize(logit, p.output_counts != nullptr ? p.output_counts[i] : 0,
-                     p.repetition_penalty, p.presence_penalty, p.frequency_penalty);
+    counts[p.seen_ids[i]] = p.output_counts != nullptr ? p.output_counts[i] : 0;
+  }
+  if (p.unlisted >= 0) ++counts[step.tokens[static_cast<size_t>(p.unlisted)]];
+  for (const auto& [token, count] : counts) {
+    float& logit = logits[static_cast<size_t>(token)];
+    logit = Penalize(logit, count, p.repetition_penalty, p.presence_penalty, p.frequency_penalty);
   }
   return logits;
 }
@@ -170,6 +179,9 @@ std::vector<int32_t> SomeIds(std::mt19937& random, int64_t vocabulary, int64_t c
 Step RandomStep(std::mt19937& random, int64_t vocabulary, int rows) {
   Step step;
   step.vocabulary = vocabulary;
+  for (int row = 0; row < rows; ++row) {
+    step.tokens.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(vocabulary)));
+  }
   const auto one_of = [&](auto... values) {
     const std::common_type_t<decltype(values)...> list[] = {values...};
     return list[random() % sizeof...(values)];
@@ -214,6 +226,11 @@ Step RandomStep(std::mt19937& random, int64_t vocabulary, int rows) {
         std::vector<int32_t> counts;
         for (size_t i = 0; i < ids.size(); ++i) counts.push_back(one_of(0, 1, 7));
         p.output_counts = step.Keep(counts);
+      }
+      // One of the list as often as another one.
+      if (random() % 2 == 0) {
+        p.unlisted = row;
+        if (random() % 2 == 0) step.tokens[static_cast<size_t>(row)] = ids[0];
       }
     }
     step.rows.push_back(p);
@@ -263,7 +280,7 @@ TEST(CudaSampleTest, ARowThatBlocksShareIsDrawnAsByOne) {
     for (size_t row = 0; row < many.rows.size(); ++row) {
       Emulator().schedule = row % 2 == 0 ? Schedule::kAscending : Schedule::kDescending;
       const auto begin = many.logits.begin() + static_cast<int64_t>(row) * vocabulary;
-      const auto found = OnGpu(OneRow({begin, begin + vocabulary}, many.rows[row]))[0];
+      const auto found = OnGpu(OneRow({begin, begin + vocabulary}, many.rows[row], many.tokens))[0];
       EXPECT_EQ(found.token, expected[row].token);
       EXPECT_EQ(found.logprob, expected[row].logprob);
       EXPECT_EQ(found.top_ids, expected[row].top_ids);
