@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention of a step: which instances of attention_kernel.h run, the fold of split sequences, and
+// Attention of a step: which instances of attention_table.h run, the fold of split sequences, and
 // the quantization of rows for outputs with scales.
 //
 // Tiling: the fold takes a block per decoded sequence, tile of query heads and slice of the head, a

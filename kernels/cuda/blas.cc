@@ -272,6 +272,7 @@ struct Blas::Impl {
       std::memcpy(chosen.data(), &plan.algorithm, sizeof(plan.algorithm));
       // Where no file can be written the choice lasts as long as the process.
       choices.Add(key, chosen).IgnoreError();
+      std::memcpy(&plan.algorithm, choices.Find(key)->data(), sizeof(plan.algorithm));
       return CUBLAS_STATUS_SUCCESS;
     }
     std::vector<cublasLtMatmulAlgo_t> first;

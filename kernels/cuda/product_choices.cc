@@ -1,17 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cuda/product_choices.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <bit>
 #include <charconv>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -31,6 +35,27 @@ uint64_t Checksum(std::string_view text) {
   for (const char c : text) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3u;
   return hash;
 }
+
+// Of the directory, held while the file in it is read, added to and renamed. Others hold it for
+// milliseconds; whoever waits longer goes on without, and the last to rename stays.
+class DirectoryLock {
+ public:
+  explicit DirectoryLock(const std::string& path)
+      : directory_(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+    for (int i = 0; i < 100 && directory_ >= 0 && ::flock(directory_, LOCK_EX | LOCK_NB) != 0;
+         ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
+  ~DirectoryLock() {
+    if (directory_ >= 0) ::close(directory_);
+  }
+  DirectoryLock(const DirectoryLock&) = delete;
+  DirectoryLock& operator=(const DirectoryLock&) = delete;
+
+ private:
+  int directory_;
+};
 
 std::string Hex(uint64_t value) { return absl::StrCat(absl::Hex(value, absl::kZeroPad16)); }
 
@@ -146,20 +171,22 @@ ProductChoices::ProductChoices(std::string directory, std::string machine)
     : directory_(std::move(directory)), machine_(std::move(machine)) {
   if (directory_.empty()) return;
   path_ = absl::StrCat(directory_, "/cublaslt-", Hex(Checksum(machine_)), ".txt");
-  std::error_code error;
-  const uintmax_t bytes = std::filesystem::file_size(path_, error);
-  if (error) return;  // none yet
-  absl::StatusOr<ProductTable> table = absl::InvalidArgumentError("it is larger than 8 MiB");
-  if (bytes <= kMostBytes) {
-    std::ostringstream text;
-    text << std::ifstream(path_, std::ios::binary).rdbuf();
-    table = ParseProducts(machine_, text.str());
-  }
+  absl::StatusOr<ProductTable> table = Read();
   if (table.ok()) {
     table_ = *std::move(table);
-  } else {
+  } else if (table.status().code() != absl::StatusCode::kNotFound) {
     note_ = absl::StrCat(path_, " is ignored: ", std::string(table.status().message()));
   }
+}
+
+absl::StatusOr<ProductTable> ProductChoices::Read() const {
+  std::error_code error;
+  const uintmax_t bytes = std::filesystem::file_size(path_, error);
+  if (error) return absl::NotFoundError("there is none");
+  if (bytes > kMostBytes) return absl::InvalidArgumentError("it is larger than 8 MiB");
+  std::ostringstream text;
+  text << std::ifstream(path_, std::ios::binary).rdbuf();
+  return ParseProducts(machine_, text.str());
 }
 
 const ProductAlgorithm* ProductChoices::Find(const ProductKey& key) const {
@@ -172,7 +199,10 @@ absl::Status ProductChoices::Add(const ProductKey& key, const ProductAlgorithm& 
   if (path_.empty()) return absl::OkStatus();
   std::error_code error;
   std::filesystem::create_directories(directory_, error);
-  // Two processes may write at once: the name is this one's, and the last to rename stays.
+  const DirectoryLock lock(directory_);
+  if (const absl::StatusOr<ProductTable> kept = Read(); kept.ok()) {
+    for (const auto& [known, choice] : *kept) table_[known] = choice;
+  }
   const std::string draft = absl::StrCat(path_, ".", getpid());
   std::ofstream file(draft, std::ios::binary | std::ios::trunc);
   file << FormatProducts(machine_, table_);

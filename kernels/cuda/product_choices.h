@@ -61,11 +61,15 @@ class ProductChoices {
   const std::string& path() const { return path_; }  // "" if there is none
   const std::string& note() const { return note_; }  // one line, or ""
   const ProductAlgorithm* Find(const ProductKey& key) const;
-  // Keeps it, and rewrites the file: another name first, then renamed, so that readers find a whole
-  // one. A directory that cannot be written is an error of this call only.
+  // Keeps it, and rewrites the file with what other processes have put there meanwhile: another
+  // name first, then renamed, so that readers find a whole one. If one of them was first with this
+  // key, its choice is kept instead. A directory that cannot be written is an error of this call
+  // only.
   absl::Status Add(const ProductKey& key, const ProductAlgorithm& algorithm);
 
  private:
+  absl::StatusOr<ProductTable> Read() const;  // NotFound: there is no file
+
   std::string directory_, machine_, path_, note_;
   ProductTable table_;
 };

@@ -111,6 +111,24 @@ TEST(ProductChoicesTest, OutliveTheProcessThatMadeThem) {
   EXPECT_NE(other.path(), again.path());
 }
 
+TEST(ProductChoicesTest, ProcessesThatShareAFileKeepEachOthersAndAgree) {
+  const TempDir temp;
+  ProductChoices one(temp.path(), kMachine), other(temp.path(), kMachine);
+  const ProductTable table = SomeChoices();
+  ASSERT_GE(table.size(), 2u);
+  const auto& [first, algorithm] = *table.begin();
+  const auto& [second, second_algorithm] = *table.rbegin();
+  ASSERT_TRUE(one.Add(first, algorithm).ok());
+  ASSERT_TRUE(other.Add(second, second_algorithm).ok());
+  EXPECT_EQ(*other.Find(first), algorithm);
+  // Both timed the same product; the one in the file stays.
+  ASSERT_TRUE(one.Add(second, algorithm).ok());
+  EXPECT_EQ(*one.Find(second), second_algorithm);
+  const ProductChoices again(temp.path(), kMachine);
+  EXPECT_EQ(*again.Find(first), algorithm);
+  EXPECT_EQ(*again.Find(second), second_algorithm);
+}
+
 TEST(ProductChoicesTest, AFileThatIsNoneIsIgnoredWithALineAndReplaced) {
   const TempDir temp;
   const std::string path = ProductChoices(temp.path(), kMachine).path();
