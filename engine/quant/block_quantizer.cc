@@ -171,7 +171,8 @@ absl::StatusOr<std::map<InputGroup, InputStatistics>> BlockQuantizer::Observe(
   absl::StatusOr<std::unique_ptr<DecoderBlock>> prepared = DecoderBlock::Prepare(
       *context_.backend, *context_.config, block.layer, source, CalibrationMode(*context_.backend));
   if (!prepared.ok()) return prepared.status();
-  StatisticsCollector collector(*context_.backend, wanted, context_.calibration->rows());
+  StatisticsCollector collector(*context_.backend, wanted, context_.calibration->rows(),
+                                context_.threads);
   absl::Status status =
       context_.calibration->Run(**prepared, stream, &collector, /*advance=*/false);
   if (!status.ok()) return status;

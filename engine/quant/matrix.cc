@@ -160,6 +160,21 @@ double SquaredSum(const Matrix& m) {
   return sum;
 }
 
+void ScaleAndMirror(Matrix& m, double factor, int threads) {
+  constexpr int64_t kTile = 64;  // so that both sides of the mirror stay in the cache
+  ParallelFor(threads, (m.rows + kTile - 1) / kTile, [&](int64_t tile) {
+    const int64_t end = std::min((tile + 1) * kTile, m.rows);
+    for (int64_t left = 0; left < end; left += kTile) {
+      for (int64_t i = tile * kTile; i < end; ++i) {
+        for (int64_t j = left; j < std::min(left + kTile, i + 1); ++j) {
+          m.at(i, j) = static_cast<float>(static_cast<double>(m.at(i, j)) * factor);
+          m.at(j, i) = m.at(i, j);
+        }
+      }
+    }
+  });
+}
+
 Matrix ScaleColumns(const Matrix& m, const std::vector<float>& factors, int threads) {
   Matrix result(m.rows, m.cols);
   ParallelFor(threads, m.rows, [&](int64_t i) {

@@ -45,6 +45,9 @@ void MultiplyAdd(float sign, const float* a, int64_t lda, const float* b, int64_
 // The sum of the squares of all elements, in double.
 double SquaredSum(const Matrix& m);
 
+// M (n, n) becomes symmetric: its lower triangle times `factor`, in double, and the mirror of that.
+void ScaleAndMirror(Matrix& m, double factor, int threads);
+
 // Every column j multiplied by factors[j].
 Matrix ScaleColumns(const Matrix& m, const std::vector<float>& factors, int threads);
 

@@ -78,16 +78,8 @@ absl::StatusOr<InputStatistics> StatisticsCollector::Take(InputGroup group,
                       result.hessian.values.size() * sizeof(float));
     if (absl::Status status = backend_.Sync(); !status.ok()) return status;
     sums.hessian.reset();
-    const double factor = 2.0 / static_cast<double>(sums.seen);
-    for (int64_t i = 0; i < k; ++i) {
-      for (int64_t j = 0; j <= i; ++j) {
-        const auto value =
-            static_cast<float>(static_cast<double>(result.hessian.at(i, j)) * factor);
-        result.hessian.at(i, j) = value;
-        result.hessian.at(j, i) = value;
-      }
-      finite = finite && std::isfinite(result.hessian.at(i, i));
-    }
+    ScaleAndMirror(result.hessian, 2.0 / static_cast<double>(sums.seen), threads_);
+    for (int64_t i = 0; i < k; ++i) finite = finite && std::isfinite(result.hessian.at(i, i));
   }
   if (wanted.activations) {
     for (const double sum : sums.abs) {

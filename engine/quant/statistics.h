@@ -28,8 +28,9 @@ class StatisticsCollector final : public BlockObserver {
  public:
   using Wanted = std::array<StatisticsWanted, 4>;  // by InputGroup
 
-  StatisticsCollector(Backend& backend, const Wanted& wanted, int64_t rows)
-      : backend_(backend), wanted_(wanted), rows_(rows) {}
+  // `threads` of the host do what is left to it.
+  StatisticsCollector(Backend& backend, const Wanted& wanted, int64_t rows, int threads)
+      : backend_(backend), wanted_(wanted), rows_(rows), threads_(threads) {}
 
   bool Wants(InputGroup group) const override { return wanted_[static_cast<size_t>(group)].any(); }
   void OnInput(InputGroup group, const float* x, int64_t rows, int64_t cols) override;
@@ -54,6 +55,7 @@ class StatisticsCollector final : public BlockObserver {
   Backend& backend_;
   const Wanted wanted_;
   const int64_t rows_;
+  const int threads_;
   std::array<Sums, 4> sums_;
   std::vector<float> host_;
   bool done_ = false;  // in this step

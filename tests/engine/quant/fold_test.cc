@@ -56,7 +56,7 @@ struct Fixture {
     EXPECT_TRUE(block.ok()) << block.status();
     StatisticsCollector::Wanted wanted{};
     wanted[static_cast<size_t>(group)] = {true, true};
-    StatisticsCollector collector(*backend, wanted, calibration->rows());
+    StatisticsCollector collector(*backend, wanted, calibration->rows(), 2);
     EXPECT_TRUE(calibration->Run(**block, *stream, &collector, /*advance=*/false).ok());
     absl::StatusOr<InputStatistics> result = collector.Take(group, "the group");
     EXPECT_TRUE(result.ok()) << result.status();
@@ -185,7 +185,7 @@ TEST(StatisticsCollector, ActivationsThatAreNotFiniteAreNamed) {
   ASSERT_TRUE(block.ok());
   StatisticsCollector::Wanted wanted{};
   wanted[0] = {true, true};
-  StatisticsCollector collector(*fixture.backend, wanted, 16);
+  StatisticsCollector collector(*fixture.backend, wanted, 16, 1);
   ASSERT_TRUE(fixture.calibration->Run(**block, *fixture.stream, &collector, false).ok());
   const absl::StatusOr<InputStatistics> taken = collector.Take(InputGroup::kQkv, "layers.7.q_proj");
   EXPECT_EQ(taken.status().code(), absl::StatusCode::kInvalidArgument);

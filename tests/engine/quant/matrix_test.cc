@@ -65,6 +65,23 @@ TEST(ParallelFor, CallsEveryIndexOnce) {
   }
 }
 
+TEST(ScaleAndMirror, MakesTheLowerTriangleSymmetricForAnyThreads) {
+  for (const int64_t n : {1, 64, 65, 200}) {
+    const Matrix m = RandomMatrix(n, n, 6);
+    for (const int threads : {1, 3}) {
+      Matrix symmetric = m;
+      ScaleAndMirror(symmetric, 0.7, threads);
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t j = 0; j <= i; ++j) {
+          const auto expected = static_cast<float>(static_cast<double>(m.at(i, j)) * 0.7);
+          ASSERT_EQ(symmetric.at(i, j), expected);
+          ASSERT_EQ(symmetric.at(j, i), expected);
+        }
+      }
+    }
+  }
+}
+
 TEST(QuadraticForm, IsDhDPerRowAndTheSameForAnyThreads) {
   for (const int64_t cols : {1, 40, 129, 300}) {
     const Matrix d = RandomMatrix(101, cols, 4);
