@@ -11,16 +11,16 @@
 // operations over time over the ceiling of the product's type; `of_bf16` is the time of the
 // library's bf16 product of the same shape, over this one's.
 //
-// With --sweep 1, weight-only products are followed by each variant of their dispatch table
-// (linear_packed.h), whatever tokens the table takes it for: `chosen` is the one that the table
-// takes for one launch of so many tokens, `best` the fastest of the sweep.
+// With --sweep 1, a product is followed by every way to multiply the weight (linear.h) and, if it
+// is weight-only, by each variant of that dispatch table (linear_packed.h), whatever tokens the
+// tables take them for: `chosen` is what they take for so many, `best` the fastest of the sweep.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <functional>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -29,10 +29,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "kernels/cuda/bench_common.h"
+#include "kernels/cuda/bench_operands.h"
 #include "kernels/cuda/ceilings.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/linear_exact.h"
-#include "kernels/cuda/row_ops.h"
 
 namespace nibble {
 namespace {
@@ -54,12 +54,6 @@ const Model kModels[] = {
     {"tiny", {{"square", 256, 256}}},
 };
 
-// Rows of a product that are checked: spread over all of them, the first and the last too.
-constexpr int64_t kCheckedRows = 8;
-int64_t CheckedRow(int64_t i, int64_t rows) {
-  return rows <= kCheckedRows ? i : i * (rows - 1) / (kCheckedRows - 1);
-}
-
 struct Settings {
   int device = 0;
   std::string model = "8b";
@@ -69,134 +63,6 @@ struct Settings {
   int sweep = 0;
   bool tiny() const { return model == "tiny"; }
 };
-
-// A stored weight of random codes in host memory.
-struct HostWeight {
-  WeightView view;
-  std::vector<uint32_t> parts[3];
-};
-HostWeight RandomWeight(const Scheme& scheme, int64_t rows, int64_t cols) {
-  HostWeight weight;
-  std::mt19937 random(1);
-  for (const StoredTensor& tensor : StoredTensors(scheme, rows, cols, 0)) {
-    if (tensor.part == Part::kShape) continue;
-    auto& words = weight.parts[static_cast<size_t>(tensor.part)];
-    words.resize(static_cast<size_t>(tensor.bytes() + 3) / 4);
-    if (tensor.part == Part::kScales) {
-      const uint32_t scale = F32ToBF16(0.01f);
-      std::fill(words.begin(), words.end(), scale | scale << 16);
-    } else if (!scheme.quantized()) {
-      for (uint32_t& word : words) {
-        const auto uniform = [&random] { return static_cast<float>(random()) * 0x1p-32f - 0.5f; };
-        word = F32ToBF16(0.1f * uniform()) | static_cast<uint32_t>(F32ToBF16(0.1f * uniform()))
-                                                 << 16;
-      }
-    } else {
-      for (uint32_t& word : words) word = static_cast<uint32_t>(random());
-      if (scheme.code == DType::kF8E4M3) {  // no NaN
-        for (uint32_t& word : words) word &= 0xf7f7f7f7u;
-      }
-    }
-  }
-  weight.view = {
-      &scheme, rows, cols, weight.parts[0].data(), weight.parts[1].data(), weight.parts[2].data()};
-  return weight;
-}
-
-// Activations and room for outputs of the largest case, in every format.
-struct Operands {
-  std::vector<DeviceMemory> memory;
-  ActView bf16_view, int8_view, e4m3_view;
-  float* decoded = nullptr;  // (kCheckedRows, in) of the format that is checked
-  void* out = nullptr;
-  float* exact = nullptr;
-
-  const ActView& view(DType type) const {
-    return type == DType::kI8 ? int8_view : type == DType::kF8E4M3 ? e4m3_view : bf16_view;
-  }
-};
-absl::StatusOr<Operands> MakeOperands(Device& device, int64_t rows, const Shape& shape) {
-  Operands operands;
-  absl::Status failed;
-  const auto take = [&](int64_t bytes) -> void* {
-    auto memory = DeviceMemory::Allocate(device, static_cast<size_t>(bytes));
-    if (!memory.ok()) {
-      failed = memory.status();
-      return nullptr;
-    }
-    operands.memory.push_back(*std::move(memory));
-    return operands.memory.back().data();
-  };
-  const int64_t elements = rows * shape.in;
-  operands.bf16_view = {{DType::kBF16, 0}, shape.in, take(2 * elements), nullptr, nullptr};
-  operands.int8_view = {{DType::kI8, kWholeRow},
-                        shape.in,
-                        take(elements),
-                        static_cast<float*>(take(4 * rows)),
-                        static_cast<int32_t*>(take(4 * rows))};
-  operands.e4m3_view = {{DType::kF8E4M3, kWholeRow},
-                        shape.in,
-                        take(elements),
-                        static_cast<float*>(take(4 * rows)),
-                        nullptr};
-  operands.decoded = static_cast<float*>(take(4 * kCheckedRows * shape.in));
-  operands.out = take(2 * rows * shape.out);
-  operands.exact = static_cast<float*>(take(4 * kCheckedRows * shape.out));
-  auto* ones = static_cast<float*>(take(4 * shape.in));
-  auto* x = static_cast<float*>(take(4 * elements));
-  if (!failed.ok()) return failed;
-  std::mt19937 random(2);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(static_cast<size_t>(elements));
-  for (float& value : values) value = normal(random);
-  device.CopyIn(x, values.data(), values.size() * sizeof(float));
-  const std::vector<float> one(static_cast<size_t>(shape.in), 1.0f);
-  device.CopyIn(ones, one.data(), one.size() * sizeof(float));
-  RmsNormArgs norm{};
-  norm.x = x;
-  norm.weight = ones;
-  norm.eps = 1e-6f;
-  norm.dim = shape.in;
-  norm.num_rows = rows;
-  norm.out.count = 3;
-  norm.out.views = {operands.bf16_view, operands.int8_view, operands.e4m3_view};
-  LaunchRmsNorm(device, norm);
-  return operands;
-}
-
-// What the checked rows of `rows` of activations stand for, in `decoded`.
-absl::Status Decode(Device& device, const ActView& view, int64_t rows, float* decoded) {
-  const int64_t checked = std::min(rows, kCheckedRows);
-  const size_t row_bytes = static_cast<size_t>(view.cols) * BytesOf(view.format.dtype);
-  std::vector<uint8_t> data(static_cast<size_t>(checked) * row_bytes);
-  std::vector<float> scales(static_cast<size_t>(checked), 1.0f);
-  std::vector<float> values(static_cast<size_t>(checked * view.cols));
-  for (int64_t i = 0; i < checked; ++i) {
-    const int64_t row = CheckedRow(i, rows);
-    device.CopyOut(data.data() + static_cast<size_t>(i) * row_bytes,
-                   static_cast<const uint8_t*>(view.data) + static_cast<size_t>(row) * row_bytes,
-                   row_bytes);
-    if (view.scales != nullptr) {
-      device.CopyOut(&scales[static_cast<size_t>(i)], view.scales + row, sizeof(float));
-    }
-  }
-  if (absl::Status status = device.Sync(); !status.ok()) return status;
-  for (size_t i = 0; i < values.size(); ++i) {
-    const float scale = scales[i / static_cast<size_t>(view.cols)];
-    switch (view.format.dtype) {
-      case DType::kI8:
-        values[i] = scale * static_cast<float>(static_cast<int8_t>(data[i]));
-        break;
-      case DType::kF8E4M3:
-        values[i] = scale * E4M3ToF32(data[i]);
-        break;
-      default:
-        values[i] = BF16ToF32(static_cast<uint16_t>(data[2 * i] | data[2 * i + 1] << 8));
-    }
-  }
-  device.CopyIn(decoded, values.data(), values.size() * sizeof(float));
-  return absl::OkStatus();
-}
 
 class Bench {
  public:
@@ -234,7 +100,7 @@ class Bench {
     auto reference = UploadWeight(device_, host.view, &stored);
     if (!reference.ok()) return reference.status();
     const int64_t most = *std::max_element(settings_.rows.begin(), settings_.rows.end());
-    auto operands = MakeOperands(device_, most, shape);
+    auto operands = MakeOperands(device_, most, shape.out, shape.in);
     if (!operands.ok()) return operands.status();
     for (const int64_t rows : settings_.rows) {
       nlohmann::json result = {{"case", "linear"},        {"scheme", std::string(scheme.name)},
@@ -242,13 +108,7 @@ class Bench {
                                {"out", shape.out},        {"in", shape.in},
                                {"copies", linears.size()}};
       const auto multiply = [&](const CudaLinear& linear) {
-        LinearArgs args{};
-        args.linear = &linear;
-        args.in.count = 1;
-        args.in.views[0] = operands->view(linear.formats[0].dtype);
-        args.rows = rows;
-        args.out[0] = Floats{operands->out, DType::kBF16};
-        return RunCudaLinear(device_, *workspace_, args);
+        return RunCudaLinear(device_, *workspace_, ArgsOf(linear, *operands, rows));
       };
       const auto seconds =
           CheckAndTime(multiply, linears, *reference, *operands, rows, shape, &result);
@@ -271,10 +131,14 @@ class Bench {
       result["of_bf16"] = bf16_.count(key) > 0 ? Ratio(bf16_[key], each) : nullptr;
       PrintLine(result);
       if (settings_.sweep == 0) continue;
-      if (absl::Status status =
-              Sweep(scheme, shape, rows, weight_bytes, linears, *reference, *operands);
-          !status.ok()) {
-        return status;
+      const auto candidates = Candidates(shape, rows, linears, *operands);
+      if (!candidates.ok()) return candidates.status();
+      for (const auto& [sweep, members] : *candidates) {
+        if (absl::Status status = Sweep(sweep, members, scheme, shape, rows, weight_bytes, linears,
+                                        *reference, *operands);
+            !status.ok()) {
+          return status;
+        }
       }
     }
     return absl::OkStatus();
@@ -311,21 +175,51 @@ class Bench {
     return *seconds / static_cast<double>(linears.size());
   }
 
-  // Every variant of the table of packed weights that takes the weight; nothing for other weights.
-  absl::Status Sweep(const Scheme& scheme, const Shape& shape, int64_t rows, double weight_bytes,
-                     const std::vector<std::unique_ptr<CudaLinear>>& linears,
-                     const DeviceWeight& reference, const Operands& operands) {
+  static LinearArgs ArgsOf(const CudaLinear& linear, const Operands& operands, int64_t rows) {
+    LinearArgs args{};
+    args.linear = &linear;
+    args.in.count = 1;
+    args.in.views[0] = operands.view(linear.formats[0].dtype);
+    args.rows = rows;
+    args.out[0] = Floats{operands.out, DType::kBF16};
+    return args;
+  }
+
+  // One of a sweep: what tells it from the others, and itself.
+  struct Candidate {
+    nlohmann::json name;
+    std::function<absl::Status(const CudaLinear&)> multiply;
+  };
+  // By the `case` that they are printed as.
+  absl::StatusOr<std::map<std::string, std::vector<Candidate>>> Candidates(
+      const Shape& shape, int64_t rows, const std::vector<std::unique_ptr<CudaLinear>>& linears,
+      const Operands& operands) {
+    std::map<std::string, std::vector<Candidate>> found;
+    for (size_t w = 0; w < std::size(kLinearWayNames); ++w) {
+      const auto by = [=, this, &operands](const CudaLinear& linear, bool* chosen) {
+        return RunCudaLinearBy(static_cast<LinearWay>(w), device_, *workspace_,
+                               ArgsOf(linear, operands, rows), chosen);
+      };
+      bool chosen = false;
+      const absl::Status status = by(*linears[0], &chosen);
+      if (absl::IsUnimplemented(status)) continue;
+      if (!status.ok()) return status;
+      found["ways"].push_back(
+          {{{"way", kLinearWayNames[w]}, {"chosen", chosen}}, [by](const CudaLinear& linear) {
+             bool unused = false;
+             return by(linear, &unused);
+           }});
+    }
     const LinearKind kind = linears[0]->parts[0].kind;
-    if (kind != LinearKind::kPacked4 && kind != LinearKind::kPacked8) return absl::OkStatus();
+    if (kind != LinearKind::kPacked4 && kind != LinearKind::kPacked8) return found;
     const PackedFormat& format = linears[0]->parts[0].packed.layout.format;
     const auto variants =
         kind == LinearKind::kPacked4 ? LinearW4A16Variants() : LinearW8A16Variants();
     const PackedLinearVariant& chosen = ChoosePackedLinear(
         variants, format, device_.info(), std::min<int64_t>(rows, kMaxLinearTokens));
-    std::vector<nlohmann::json> results;
     for (const PackedLinearVariant& variant : variants) {
       if (!TakesPackedLinear(variant, format, device_.info())) continue;
-      const auto multiply = [&](const CudaLinear& linear) {
+      const auto multiply = [=, this, &operands, &variant](const CudaLinear& linear) {
         PackedLinearArgs args;
         args.weight = linear.parts[0].packed;
         args.x = static_cast<const uint16_t*>(operands.bf16_view.data);
@@ -336,15 +230,27 @@ class Bench {
         LaunchPackedLinear(device_, args, {&variant, 1});
         return absl::OkStatus();
       };
-      nlohmann::json result = {{"case", "sweep"},
+      found["sweep"].push_back({{{"tokens", variant.tokens},
+                                 {"stages", variant.stages},
+                                 {"chosen", &variant == &chosen}},
+                                multiply});
+    }
+    return found;
+  }
+
+  absl::Status Sweep(const std::string& sweep, const std::vector<Candidate>& candidates,
+                     const Scheme& scheme, const Shape& shape, int64_t rows, double weight_bytes,
+                     const std::vector<std::unique_ptr<CudaLinear>>& linears,
+                     const DeviceWeight& reference, const Operands& operands) {
+    std::vector<nlohmann::json> results;
+    for (const Candidate& candidate : candidates) {
+      nlohmann::json result = {{"case", sweep},
                                {"scheme", std::string(scheme.name)},
                                {"shape", shape.name},
-                               {"rows", rows},
-                               {"tokens", variant.tokens},
-                               {"stages", variant.stages},
-                               {"chosen", &variant == &chosen}};
+                               {"rows", rows}};
+      result.update(candidate.name);
       const auto seconds =
-          CheckAndTime(multiply, linears, reference, operands, rows, shape, &result);
+          CheckAndTime(candidate.multiply, linears, reference, operands, rows, shape, &result);
       if (!seconds.ok()) return seconds.status();
       if (*seconds == 0) continue;
       result["microseconds"] = 1e6 * *seconds;

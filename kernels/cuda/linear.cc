@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
+#include <span>
 
 #include "kernels/check.h"
 #include "kernels/cuda/dequantize.h"
@@ -321,61 +323,92 @@ absl::Status RunE4M3Library(const LinearCall& call) {
 struct LinearRow {
   LinearKind kind;
   int64_t max_rows;
+  LinearWay way;
   absl::Status (*run)(const LinearCall& call);
   bool (*takes)(const LinearCall& call) = nullptr;  // any call
 };
 // clang-format off
 constexpr LinearRow kLinearTable[] = {
-    {LinearKind::kExact,   kAnyRows,         RunExact},
-    {LinearKind::kDense,   kAnyRows,         RunDense},
-    {LinearKind::kStored,  8,                RunExact},
-    {LinearKind::kStored,  kAnyRows,         RunDequantized},
-    {LinearKind::kPacked4, kMaxLinearTokens, RunW4A16},
-    {LinearKind::kPacked4, kAnyRows,         RunUnpacked},
-    {LinearKind::kPacked8, kMaxLinearTokens, RunW8A16},
-    {LinearKind::kPacked8, kAnyRows,         RunUnpacked},
-    {LinearKind::kInt8,    kFewestTokens,    RunInt8},
-    {LinearKind::kInt8,    kAnyRows,         RunInt8Wgmma, TakesInt8Wgmma},
-    {LinearKind::kInt8,    kFewTokens,       RunInt8},
-    {LinearKind::kInt8,    kAnyRows,         RunInt8Library},
-    {LinearKind::kInt8Outliers, kAnyRows,    RunInt8},
-    {LinearKind::kE4M3,    kMaxE4M3Tokens,   RunE4M3},
-    {LinearKind::kE4M3,    kAnyRows,         RunE4M3Library},
+    {LinearKind::kExact,   kAnyRows,         LinearWay::kScalar,     RunExact},
+    {LinearKind::kDense,   kAnyRows,         LinearWay::kLibrary,    RunDense},
+    {LinearKind::kStored,  8,                LinearWay::kScalar,     RunExact},
+    {LinearKind::kStored,  kAnyRows,         LinearWay::kLibrary,    RunDequantized},
+    {LinearKind::kPacked4, kMaxLinearTokens, LinearWay::kWarps,      RunW4A16},
+    {LinearKind::kPacked4, kAnyRows,         LinearWay::kLibrary,    RunUnpacked},
+    {LinearKind::kPacked8, kMaxLinearTokens, LinearWay::kWarps,      RunW8A16},
+    {LinearKind::kPacked8, kAnyRows,         LinearWay::kLibrary,    RunUnpacked},
+    {LinearKind::kInt8,    kFewestTokens,    LinearWay::kWarps,      RunInt8},
+    {LinearKind::kInt8,    kAnyRows,         LinearWay::kWarpgroups, RunInt8Wgmma, TakesInt8Wgmma},
+    {LinearKind::kInt8,    kFewTokens,       LinearWay::kWarps,      RunInt8},
+    {LinearKind::kInt8,    kAnyRows,         LinearWay::kLibrary,    RunInt8Library},
+    {LinearKind::kInt8Outliers, kAnyRows,    LinearWay::kWarps,      RunInt8},
+    {LinearKind::kE4M3,    kMaxE4M3Tokens,   LinearWay::kWarps,      RunE4M3},
+    {LinearKind::kE4M3,    kAnyRows,         LinearWay::kLibrary,    RunE4M3Library},
 };
 // CudaOptions::batch_invariant. Each of these computes a row from its own token alone, and those of
 // one kind to the same bits.
 constexpr LinearRow kInvariantTable[] = {
-    {LinearKind::kExact,   kAnyRows,         RunExact},
-    {LinearKind::kDense,   kAnyRows,         RunDenseRows},
-    {LinearKind::kStored,  kAnyRows,         RunDequantizedRows},
-    {LinearKind::kPacked4, kAnyRows,         RunW4A16},
-    {LinearKind::kPacked8, kAnyRows,         RunW8A16},
-    {LinearKind::kInt8,    kFewestTokens,    RunInt8},  // sums are exact: the same bits
-    {LinearKind::kInt8,    kAnyRows,         RunInt8Wgmma, TakesInt8Wgmma},
-    {LinearKind::kInt8,    kFewTokens,       RunInt8},
-    {LinearKind::kInt8,    kAnyRows,         RunInt8Library},
-    {LinearKind::kInt8Outliers, kAnyRows,    RunInt8},
-    {LinearKind::kE4M3,    kAnyRows,         RunE4M3},
+    {LinearKind::kExact,   kAnyRows,         LinearWay::kScalar,     RunExact},
+    {LinearKind::kDense,   kAnyRows,         LinearWay::kWarps,      RunDenseRows},
+    {LinearKind::kStored,  kAnyRows,         LinearWay::kWarps,      RunDequantizedRows},
+    {LinearKind::kPacked4, kAnyRows,         LinearWay::kWarps,      RunW4A16},
+    {LinearKind::kPacked8, kAnyRows,         LinearWay::kWarps,      RunW8A16},
+    {LinearKind::kInt8,    kFewestTokens,    LinearWay::kWarps,      RunInt8},  // sums are exact: the same bits
+    {LinearKind::kInt8,    kAnyRows,         LinearWay::kWarpgroups, RunInt8Wgmma, TakesInt8Wgmma},
+    {LinearKind::kInt8,    kFewTokens,       LinearWay::kWarps,      RunInt8},
+    {LinearKind::kInt8,    kAnyRows,         LinearWay::kLibrary,    RunInt8Library},
+    {LinearKind::kInt8Outliers, kAnyRows,    LinearWay::kWarps,      RunInt8},
+    {LinearKind::kE4M3,    kAnyRows,         LinearWay::kWarps,      RunE4M3},
 };
 // clang-format on
 
-}  // namespace
+// The row that multiplies the call, or, with `way`, the first of that way for any number of tokens;
+// nullptr if there is none.
+const LinearRow* FindRow(const LinearCall& call, std::optional<LinearWay> way) {
+  const std::span<const LinearRow> table =
+      call.workspace.batch_invariant() ? std::span<const LinearRow>(kInvariantTable) : kLinearTable;
+  const auto found = std::find_if(table.begin(), table.end(), [&](const LinearRow& row) {
+    return row.kind == call.part.kind && (row.takes == nullptr || row.takes(call)) &&
+           (way.has_value() ? row.way == *way : call.args.rows <= row.max_rows);
+  });
+  return found != table.end() ? &*found : nullptr;
+}
 
-absl::Status RunCudaLinear(Device& device, LinearWorkspace& workspace, const LinearArgs& args) {
+// Calls run(call) for each part.
+template <typename Run>
+absl::Status ForParts(Device& device, LinearWorkspace& workspace, const LinearArgs& args,
+                      Run&& run) {
   const auto& linear = *static_cast<const CudaLinear*>(args.linear);
   NIBBLE_CHECK(args.in.count == static_cast<int>(linear.formats.size()));
   if (args.rows == 0) return absl::OkStatus();
   for (const LinearPart& part : linear.parts) {
-    const LinearCall call{device, workspace, part, args.in.views[static_cast<size_t>(part.format)],
-                          args};
-    const LinearRow* row = workspace.batch_invariant() ? kInvariantTable : kLinearTable;
-    while (row->kind != part.kind || args.rows > row->max_rows ||
-           (row->takes != nullptr && !row->takes(call))) {
-      ++row;
+    const ActView& in = args.in.views[static_cast<size_t>(part.format)];
+    if (absl::Status status = run(LinearCall{device, workspace, part, in, args}); !status.ok()) {
+      return status;
     }
-    if (absl::Status status = row->run(call); !status.ok()) return status;
   }
   return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status RunCudaLinear(Device& device, LinearWorkspace& workspace, const LinearArgs& args) {
+  return ForParts(device, workspace, args, [](const LinearCall& call) {
+    const LinearRow* row = FindRow(call, std::nullopt);
+    NIBBLE_CHECK(row != nullptr);
+    return row->run(call);
+  });
+}
+
+absl::Status RunCudaLinearBy(LinearWay way, Device& device, LinearWorkspace& workspace,
+                             const LinearArgs& args, bool* chosen) {
+  *chosen = true;
+  return ForParts(device, workspace, args, [way, chosen](const LinearCall& call) {
+    const LinearRow* row = FindRow(call, way);
+    if (row == nullptr) return absl::UnimplementedError("the weight is not multiplied that way");
+    *chosen = *chosen && FindRow(call, std::nullopt)->way == way;
+    return row->run(call);
+  });
 }
 
 }  // namespace nibble

@@ -111,4 +111,15 @@ EmbeddingTable TableOf(const LinearPart& part);
 // Backend::Linear. An error of the library surfaces here.
 absl::Status RunCudaLinear(Device& device, LinearWorkspace& workspace, const LinearArgs& args);
 
+// What multiplies: a thread per output, products of warps, products of warpgroups, or the library,
+// of what is dequantized or widened before or scaled afterwards.
+enum class LinearWay : uint8_t { kScalar, kWarps, kWarpgroups, kLibrary };
+inline constexpr const char* kLinearWayNames[] = {"scalar", "warps", "warpgroups", "library"};
+
+// The same by one way, whatever number of tokens the tables take it for; `chosen` becomes whether
+// they take it for this one. Unimplemented: there is none for the weight on this device. For
+// benchmarks, which find where the tables should change over.
+absl::Status RunCudaLinearBy(LinearWay way, Device& device, LinearWorkspace& workspace,
+                             const LinearArgs& args, bool* chosen);
+
 }  // namespace nibble

@@ -114,13 +114,17 @@ class OnTheCpu(ScriptTest):
         ended = self.script("bench", "--device", "cpu", "--stage", "sweep", "--filter", "int8")
         self.assertEqual(ended.returncode, 0, ended.stdout + ended.stderr)
         self.assertRegex(ended.stdout, r"tiny square +9 int8 +16 +3 .* chosen")
+        self.assertRegex(ended.stdout, r"tiny square +9 int8 +warps .* chosen")
         products, attention = (record["figures"] for record in self.records())
         self.assertGreater(len([found for found in attention if found["case"] == "attention_sweep"]), 1)
         swept = [found for found in products if found["case"] == "sweep"]
+        ways = [found for found in products if found["case"] == "ways"]
+        self.assertEqual({found["way"] for found in ways}, {"warps", "library"})
         for rows in (1, 9):
-            variants = [found for found in swept if found["rows"] == rows]
-            self.assertEqual(sum(found["chosen"] for found in variants), 1)
-            self.assertEqual(sum(found["best"] for found in variants), 1)
+            for sweep in (swept, ways):
+                of_rows = [found for found in sweep if found["rows"] == rows]
+                self.assertEqual(sum(found["chosen"] for found in of_rows), 1)
+                self.assertEqual(sum(found["best"] for found in of_rows), 1)
 
     def test_refuses_a_device_that_is_none(self):
         ended = self.script("run", "--device", "gpu0")
