@@ -187,24 +187,34 @@ Matrix ScaleColumns(const Matrix& m, const std::vector<float>& factors, int thre
 
 namespace {
 
-// product (rows, k) = D L for D (rows, k), with L as QuadraticForm has it.
+// L of QuadraticForm where it is not H: the first kDepth rows of each block of columns, one block
+// after the other, (rows, width).
+std::vector<float> FirstRowsOfHalf(const float* h, int64_t ldh, int64_t k) {
+  std::vector<float> first;
+  first.reserve(static_cast<size_t>(k * std::min(k, kDepth)));
+  for (int64_t j = 0; j < k; j += kFormColumns) {
+    const int64_t width = std::min(kFormColumns, k - j);
+    for (int64_t t = 0; t < std::min(kDepth, k - j); ++t) {
+      const float* from = h + (j + t) * ldh + j;
+      const int64_t below = std::min(t, width);  // of the diagonal
+      first.insert(first.end(), from, from + below);
+      if (t < width) first.push_back(from[t] * 0.5f);
+      first.resize(first.size() + static_cast<size_t>(std::max<int64_t>(0, width - t - 1)));
+    }
+  }
+  return first;
+}
+
+// product (rows, k) = D L for D (rows, k).
 void MultiplyByHalf(const float* d, int64_t rows, int64_t k, const float* h, int64_t ldh,
-                    float* product) {
-  std::vector<float> first(static_cast<size_t>(kDepth * kFormColumns));
+                    const float* first, float* product) {
   for (int64_t j = 0; j < k; j += kFormColumns) {
     const int64_t width = std::min(kFormColumns, k - j);
     const int64_t depth = std::min(kDepth, k - j);
-    for (int64_t t = 0; t < depth; ++t) {
-      const float* from = h + (j + t) * ldh + j;
-      float* to = first.data() + t * kFormColumns;
-      std::copy(from, from + width, to);
-      if (t >= width) continue;
-      to[t] *= 0.5f;
-      std::fill(to + t + 1, to + width, 0.0f);
-    }
-    MultiplyAdd(1.0f, d + j, k, first.data(), kFormColumns, rows, depth, width, product + j, k);
+    MultiplyAdd(1.0f, d + j, k, first, width, rows, depth, width, product + j, k);
     MultiplyAdd(1.0f, d + j + depth, k, h + (j + depth) * ldh + j, ldh, rows, k - j - depth, width,
                 product + j, k);
+    first += depth * width;
   }
 }
 
@@ -212,12 +222,13 @@ void MultiplyByHalf(const float* d, int64_t rows, int64_t k, const float* h, int
 
 std::vector<double> QuadraticForm(const Matrix& d, const float* h, int64_t ldh, int threads) {
   constexpr int64_t kRows = 48;
+  const std::vector<float> first_rows = FirstRowsOfHalf(h, ldh, d.cols);
   std::vector<double> result(static_cast<size_t>(d.rows));
   ParallelFor(threads, (d.rows + kRows - 1) / kRows, [&](int64_t tile) {
     const int64_t first = tile * kRows;
     const int64_t rows = std::min(kRows, d.rows - first);
     Matrix product(rows, d.cols);
-    MultiplyByHalf(d.row(first), rows, d.cols, h, ldh, product.row(0));
+    MultiplyByHalf(d.row(first), rows, d.cols, h, ldh, first_rows.data(), product.row(0));
     for (int64_t r = 0; r < rows; ++r) {
       double sum = 0;
       for (int64_t j = 0; j < d.cols; ++j) {

@@ -222,19 +222,25 @@ TEST_F(SampleTest, BiasAndBansAreAppliedFirst) {
   EXPECT_EQ(Members(kLogits, params), (std::set<int32_t>{0, 1, 3, 4}));
 }
 
-TEST_F(SampleTest, PenaltiesFollowTheirFormulas) {
-  // Logits 2, -1, 0.5; the first two seen, the second three times in the output.
-  const int32_t seen[] = {0, 1};
-  const int32_t counts[] = {0, 3};
+// All penalties, greedily, with the three most likely tokens.
+SamplingRow Penalized() {
   SamplingRow params;
   params.temperature = 0;
   params.repetition_penalty = 2.0f;
   params.presence_penalty = 0.25f;
   params.frequency_penalty = 0.5f;
+  params.logprobs = 3;
+  return params;
+}
+
+TEST_F(SampleTest, PenaltiesFollowTheirFormulas) {
+  // Logits 2, -1, 0.5; the first two seen, the second three times in the output.
+  const int32_t seen[] = {0, 1};
+  const int32_t counts[] = {0, 3};
+  SamplingRow params = Penalized();
   params.seen_ids = seen;
   params.output_counts = counts;
   params.num_seen = 2;
-  params.logprobs = 3;
   const SampleResult result = Draw({2.0f, -1.0f, 0.5f}, params);
   const double edited[] = {1.0, -2.0 - 0.25 - 1.5, 0.5};
   double total = 0;
@@ -251,12 +257,7 @@ TEST_F(SampleTest, PenaltiesFollowTheirFormulas) {
 TEST_F(SampleTest, ATokenThatIsNotListedYetCountsOnceMore) {
   const int32_t seen[] = {0, 1}, counts[] = {0, 3}, counts_after[] = {0, 4};
   const int32_t seen_after[] = {0, 1, 2}, all_counts[] = {0, 3, 1};
-  SamplingRow params;
-  params.temperature = 0;
-  params.repetition_penalty = 2.0f;
-  params.presence_penalty = 0.25f;
-  params.frequency_penalty = 0.5f;
-  params.logprobs = 3;
+  SamplingRow params = Penalized();
   const auto draw = [&](const int32_t* ids, const int32_t* times, int32_t count, int32_t unlisted) {
     params.seen_ids = ids;
     params.output_counts = times;
